@@ -1,0 +1,44 @@
+"""The words the library shares: factor stacks, batches, and the contracts between its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch.distributions import Transform
+
+__all__ = ["Batch", "FactorStack", "Role", "TransformFactory", "Weights"]
+
+Role: TypeAlias = Literal["A", "B"]
+
+Batch: TypeAlias = Mapping[str, Any]
+"""What a Hugging Face collator yields: tensors by argument name, labels under ``labels``."""
+
+TransformFactory: TypeAlias = Callable[[int], Transform]
+"""A flow: from the number of dimensions to a bijective transform of vectors of that size."""
+
+
+@dataclass(frozen=True)
+class FactorStack:
+    """All LoRA factors of one role and one shape, drawn together in one plate.
+
+    Args:
+        name: The name of the plate and the prefix of the sites, such as ``"A_8x384"``.
+        role: ``"A"`` for factors of shape ``(r, in_features)``, ``"B"`` for ``(out_features, r)``.
+        shape: The shape ``(d_o, d_i)`` of each factor.
+        adapters: The names of the adapted modules, in the order of the stack.
+    """
+
+    name: str
+    role: Role
+    shape: tuple[int, int]
+    adapters: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.adapters)
+
+
+Weights: TypeAlias = Mapping[str, torch.Tensor]
+"""Factors by stack name, each ``(L, d_o, d_i)``, or ``(S, L, d_o, d_i)`` for S draws."""
