@@ -1,0 +1,8 @@
+"""PEFT models seen as stacks of LoRA factors: the only importer of peft."""
+
+from bayeslora_pyro.adapters.adapter import Adapter as Adapter
+from bayeslora_pyro.adapters.folders import write_folder as write_folder
+from bayeslora_pyro.adapters.slots import LinearOperator as LinearOperator
+from bayeslora_pyro.adapters.slots import Operator as Operator
+
+__all__ = ["Adapter", "LinearOperator", "Operator", "write_folder"]

@@ -1,0 +1,151 @@
+"""An adapter of a PEFT model whose factors come from outside."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from bayeslora_pyro.adapters.slots import LinearOperator, Operator, Slot, checkpoints_within, replaced_parameters
+from bayeslora_pyro.adapters.stacks import activated, active_adapter, find_layers, leaf, leaves, stack_factors
+from bayeslora_pyro.types import Batch, Weights
+
+__all__ = ["Adapter"]
+
+
+class Adapter:
+    """The LoRA layers of one adapter of a PEFT model, grouped into stacks of factors.
+
+    The PEFT model is never changed: factors, and the trainable parameters outside LoRA (a classification head in
+    `modules_to_save`), are bound for the time of a run and taken out again, whatever happens.
+
+    Args:
+        peft_model: A model with LoRA layers over `nn.Linear`.
+        adapter_name: Which of its adapters; the active one by default.
+
+    Attributes:
+        stacks: The stacks of factors, one per role and shape.
+
+    Raises:
+        ValueError: If no such adapter exists, or it has layers whose factors are no plain linear maps.
+    """
+
+    def __init__(self, peft_model: nn.Module, adapter_name: str | None = None) -> None:
+        if not isinstance(peft_model, PeftModel):
+            raise TypeError(
+                f"peft_model is a {type(peft_model).__name__}: wrap it first, get_peft_model(base_model, LoraConfig(…))."
+            )
+        self._peft_model = (peft_model,)  # a tuple, so that no module that holds an Adapter takes it in
+        self.adapter_name = adapter_name or active_adapter(peft_model)
+        self._layers = find_layers(peft_model, self.adapter_name)
+        self.stacks = stack_factors(self._layers, self.adapter_name)
+        self._slots = {(stack.name, name): Slot() for stack in self.stacks for name in stack.adapters}
+        self._accepted = _accepted_arguments(peft_model)
+
+    @property
+    def peft_model(self) -> PeftModel:
+        """The PEFT model itself."""
+        return self._peft_model[0]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the factors."""
+        layer = next(iter(self._layers.values()))
+        return leaf(layer, "A", self.adapter_name).weight.device
+
+    def scaling(self, name: str) -> float:
+        """The factor of `B A` in the named layer, `lora_alpha / r` for plain LoRA."""
+        return float(self._layers[name].scaling[self.adapter_name])
+
+    def lora_weights(self) -> dict[str, Tensor]:
+        """Copies the factors that the PEFT model has now, in float32. Shapes `(L, d_o, d_i)`."""
+        return {
+            stack.name: torch.stack(
+                [
+                    leaf(self._layers[name], stack.role, self.adapter_name).weight.detach().float()
+                    for name in stack.adapters
+                ]
+            )
+            for stack in self.stacks
+        }
+
+    def head_parameters(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters of the PEFT model that are no LoRA factors, by name."""
+        own = f".modules_to_save.{self.adapter_name}."
+        return {
+            name: parameter
+            for name, parameter in self.peft_model.named_parameters()
+            if own in name
+            or (parameter.requires_grad and not any(part in name for part in (".lora_", ".modules_to_save.")))
+        }
+
+    def run_with(self, weights: Weights, batch: Batch, head: Mapping[str, Tensor] | None = None, **kwargs: Any) -> Any:
+        """Runs the PEFT model on a batch with these factors.
+
+        Args:
+            weights: The factors by stack name, `(L, d_o, d_i)`; with a leading dimension S, the batch is repeated S
+                times and tile `s` sees the factors `[s]`.
+            batch: What a collator yields; what the model does not take is left out, and so are the labels.
+            head: Values for parameters outside LoRA, by name.
+            kwargs: Further arguments for the model.
+
+        Returns:
+            The output of the model, for `S * items` items.
+        """
+        inputs = {name: batch[name] for name in batch if name in self._accepted}
+        if (num_draws := _num_draws(weights)) is not None:
+            inputs = {name: value.repeat(num_draws, *[1] * (value.dim() - 1)) for name, value in inputs.items()}
+        with self.bind(weights, head):
+            return self.peft_model(**inputs, **kwargs)
+
+    @contextmanager
+    def bind(self, weights: Weights, head: Mapping[str, Tensor] | None = None) -> Iterator[PeftModel]:
+        """Puts factors into the PEFT model, and takes them out again on leaving.
+
+        A layer under gradient checkpointing runs a second time in the backward pass, after this context was left: it
+        gets the same factors bound again for that time.
+        """
+        operators: dict[tuple[str, str], Operator] = {
+            (stack.name, name): LinearOperator(weight)
+            for stack in self.stacks
+            for name, weight in zip(stack.adapters, weights[stack.name].unbind(-3), strict=True)
+        }
+        bound = partial(self._bound, operators, dict(head or {}))
+        with bound(), checkpoints_within(self.peft_model, bound):
+            yield self.peft_model
+
+    @contextmanager
+    def _bound(self, operators: Mapping[tuple[str, str], Operator], head: Mapping[str, Tensor]) -> Iterator[None]:
+        before: list[tuple[dict[str, nn.Module | None], nn.Module | None]] = []
+        try:
+            for stack in self.stacks:
+                for name in stack.adapters:
+                    slot = self._slots[stack.name, name]
+                    slot.operator = operators[stack.name, name]
+                    modules = leaves(self._layers[name], stack.role)._modules
+                    before.append((modules, modules[self.adapter_name]))
+                    modules[self.adapter_name] = slot
+            with replaced_parameters(self.peft_model, head), activated(self.peft_model, self.adapter_name):
+                yield
+        finally:
+            for modules, module in reversed(before):
+                modules[self.adapter_name] = module
+
+
+def _num_draws(weights: Weights) -> int | None:
+    """Reads S from factors `(S, L, d_o, d_i)`; None where the factors are one draw."""
+    sizes = {weight.shape[0] for weight in weights.values() if weight.dim() == 4}
+    if len(sizes) > 1:
+        raise ValueError(f"weights has stacks of {sorted(sizes)} draws: each should have the same number.")
+    return sizes.pop() if sizes else None
+
+
+def _accepted_arguments(peft_model: PeftModel) -> frozenset[str]:
+    parameters = inspect.signature(peft_model.get_base_model().forward).parameters
+    return frozenset(parameters) - {"labels", "self"}

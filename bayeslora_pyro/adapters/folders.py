@@ -1,0 +1,56 @@
+"""Writing factors as ordinary PEFT folders."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bayeslora_pyro.adapters.adapter import Adapter
+from bayeslora_pyro.types import Weights
+
+__all__ = ["adapter_state", "write_folder"]
+
+
+def adapter_state(adapter: Adapter, weights: Weights, head: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Returns what `adapter_model.safetensors` holds for these factors, by PEFT's names.
+
+    Args:
+        adapter: The adapter.
+        weights: The factors by stack name, `(L, d_o, d_i)`.
+        head: Values of parameters outside LoRA, by their names in the PEFT model.
+    """
+    name = adapter.adapter_name
+    state = get_peft_model_state_dict(adapter.peft_model, adapter_name=name, save_embedding_layers=False)
+    values = {f"base_model.model.{key}": value for key, value in _by_leaf(adapter, weights).items()}
+    values |= {key.replace(f".modules_to_save.{name}.", "."): value for key, value in (head or {}).items()}
+    if unknown := [key for key in values if key not in state]:
+        raise ValueError(f"PEFT does not save {unknown[0]!r}: put its module into modules_to_save of the LoraConfig.")
+    return {key: values.get(key, value).detach().cpu().contiguous().clone() for key, value in state.items()}
+
+
+def _by_leaf(adapter: Adapter, weights: Weights) -> dict[str, Tensor]:
+    return {
+        f"{layer}.lora_{stack.role}.weight": weight
+        for stack in adapter.stacks
+        for layer, weight in zip(stack.adapters, weights[stack.name], strict=True)
+    }
+
+
+def write_folder(adapter: Adapter, weights: Weights, head: Mapping[str, Tensor], folder: Path) -> None:
+    """Writes an ordinary PEFT folder, which `PeftModel.from_pretrained` loads.
+
+    Args:
+        adapter: The adapter whose configuration the folder gets.
+        weights: The factors by stack name, `(L, d_o, d_i)`.
+        head: Values of parameters outside LoRA, by their names in the PEFT model.
+        folder: Where to write; it has to exist.
+    """
+    config = copy.deepcopy(adapter.peft_model.peft_config[adapter.adapter_name])
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    save_file(adapter_state(adapter, weights, head), folder / "adapter_model.safetensors", {"format": "pt"})

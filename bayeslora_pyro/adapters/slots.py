@@ -1,0 +1,102 @@
+"""Slots: what stands for a moment where PEFT looks for a LoRA factor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["LinearOperator", "Operator", "Slot", "checkpoints_within", "replaced_parameters"]
+
+
+class Operator(Protocol):
+    """What a slot applies in the place of a LoRA factor."""
+
+    @property
+    def weight(self) -> Tensor:
+        """A tensor of the dtype in which the operator works; PEFT casts its inputs to it."""
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Maps activations `(items, ..., in)` to `(items, ..., out)`."""
+
+
+class LinearOperator:
+    """Applies one weight to the whole batch, or S weights to its S tiles in one batched product.
+
+    Args:
+        weight: The factor, shape `(out, in)`, or one per tile, shape `(S, out, in)`.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Maps activations `(S * items, ..., in)` to `(S * items, ..., out)`."""
+        inputs = inputs.to(self.weight.dtype)
+        if self.weight.dim() == 2:
+            return nn.functional.linear(inputs, self.weight)
+        num_tiles = self.weight.shape[0]
+        outputs = torch.bmm(inputs.reshape(num_tiles, -1, inputs.shape[-1]), self.weight.mT)
+        return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
+
+
+class Slot(nn.Module):
+    """Applies the operator bound to it."""
+
+    operator: Operator
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the operator, where PEFT reads the dtype it casts inputs to."""
+        return self.operator.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Applies the operator."""
+        return self.operator(inputs)
+
+
+@contextmanager
+def replaced_parameters(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Puts tensors in the place of parameters, by dotted name, and the parameters back on leaving."""
+    owners = {name: module.get_submodule(name.rpartition(".")[0])._parameters for name in values}
+    before = {name: owner[_leaf_name(name)] for name, owner in owners.items()}
+    try:
+        for name, value in values.items():
+            owners[name][_leaf_name(name)] = value  # type: ignore[assignment]
+        yield
+    finally:
+        for name, parameter in before.items():
+            owners[name][_leaf_name(name)] = parameter
+
+
+def _leaf_name(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+@contextmanager
+def checkpoints_within(module: nn.Module, context: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Has every gradient checkpoint of a `transformers` model enter a context again when it recomputes.
+
+    The recomputation happens in the backward pass, long after the forward pass has left its context: without this, a
+    checkpointed layer would silently recompute with other factors. Only non-reentrant checkpoints can do it.
+    """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), context()
+
+    func = partial(checkpoint, use_reentrant=False, context_fn=contexts)
+    layers = [layer for layer in module.modules() if getattr(layer, "gradient_checkpointing", False)]
+    layers = [layer for layer in layers if hasattr(layer, "_gradient_checkpointing_func")]
+    before = [layer._gradient_checkpointing_func for layer in layers]
+    try:
+        for layer in layers:
+            layer._gradient_checkpointing_func = func  # type: ignore[assignment]
+        yield
+    finally:
+        for layer, old in zip(layers, before, strict=True):
+            layer._gradient_checkpointing_func = old

@@ -1,0 +1,115 @@
+"""Finding the LoRA layers of a PEFT model, and grouping their factors by role and shape."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from bayeslora_pyro.types import FactorStack, Role
+
+__all__ = ["activated", "active_adapter", "find_layers", "leaf", "leaves", "stack_factors"]
+
+
+def active_adapter(peft_model: PeftModel) -> str:
+    """Names the one adapter that is active."""
+    active = peft_model.active_adapters
+    if len(active) != 1:
+        raise ValueError(
+            f"adapter_name must be given: the PEFT model has {len(active)} active adapters ({', '.join(active)})."
+        )
+    return str(active[0])
+
+
+@contextmanager
+def activated(peft_model: PeftModel, adapter_name: str) -> Iterator[None]:
+    """Makes one adapter the only active one, without touching what requires a gradient."""
+    modules = [m for m in peft_model.modules() if "_active_adapter" in vars(m)]
+    before = [vars(module)["_active_adapter"] for module in modules]
+    try:
+        for module in modules:
+            vars(module)["_active_adapter"] = [adapter_name]
+        yield
+    finally:
+        for module, active in zip(modules, before, strict=True):
+            vars(module)["_active_adapter"] = active
+
+
+def leaves(layer: LoraLayer, role: Role) -> nn.ModuleDict:
+    """Returns the factors of one role of a layer, by adapter name."""
+    return cast(nn.ModuleDict, getattr(layer, f"lora_{role}"))
+
+
+def leaf(layer: LoraLayer, role: Role, adapter_name: str) -> nn.Linear:
+    """Returns one factor of a layer."""
+    return cast(nn.Linear, leaves(layer, role)[adapter_name])
+
+
+def find_layers(peft_model: nn.Module, adapter_name: str) -> dict[str, LoraLayer]:
+    """Finds the LoRA layers of one adapter, by their module names within the base model.
+
+    Raises:
+        ValueError: If there are none, with the modules that could have been targeted; or if one of them does not
+            compute `B A x` with plain linear maps.
+    """
+    modules = [(_base_name(name), module) for name, module in peft_model.named_modules()]
+    layers = {name: module for name, module in modules if isinstance(module, LoraLayer)}
+    chosen = {name: layer for name, layer in layers.items() if _has_adapter(layer, adapter_name)}
+    if not chosen:
+        raise ValueError(_nothing_found(adapter_name, layers, modules))
+    for name, layer in chosen.items():
+        _check_layer(name, layer, adapter_name)
+    return chosen
+
+
+def _base_name(name: str) -> str:
+    return name.removeprefix("base_model.model.")
+
+
+def _has_adapter(layer: LoraLayer, adapter_name: str) -> bool:
+    return adapter_name in layer.lora_A or adapter_name in layer.lora_embedding_A
+
+
+def _check_layer(name: str, layer: LoraLayer, adapter_name: str) -> None:
+    if adapter_name not in layer.lora_A or type(leaf(layer, "A", adapter_name)) is not nn.Linear:
+        raise ValueError(
+            f"Layer {name!r} is no linear layer: its LoRA factors cannot be stacked. Leave it out of target_modules."
+        )
+    variant = layer.lora_variant.get(adapter_name) if hasattr(layer, "lora_variant") else None
+    if variant is not None:
+        raise ValueError(
+            f"Layer {name!r} uses the LoRA variant {type(variant).__name__}, which does not compute B A x. "
+            "Build the PEFT model with a plain LoraConfig (use_dora=False)."
+        )
+    if layer.merged:
+        raise ValueError(f"Layer {name!r} has its adapter merged into the base. Call peft_model.unmerge_adapter().")
+
+
+def _nothing_found(adapter_name: str, layers: dict[str, LoraLayer], modules: list[tuple[str, nn.Module]]) -> str:
+    if layers:
+        names = sorted({adapter for layer in layers.values() for adapter in layer.lora_A})
+        return f"adapter_name={adapter_name!r} has no LoRA layer. The PEFT model has the adapters {', '.join(names)}."
+    candidates = sorted({name.rpartition(".")[2] for name, module in modules if isinstance(module, nn.Linear)})
+    return (
+        "The PEFT model has no LoRA layer. Build it with get_peft_model(base_model, LoraConfig(target_modules=[…])); "
+        f"modules that can be targeted: {', '.join(candidates)}."
+    )
+
+
+def stack_factors(layers: dict[str, LoraLayer], adapter_name: str) -> tuple[FactorStack, ...]:
+    """Groups the factors of the layers by role and shape, in the order in which they first occur."""
+    groups: dict[tuple[Role, tuple[int, int]], list[str]] = defaultdict(list)
+    roles: tuple[Role, Role] = ("A", "B")
+    for role in roles:
+        for name, layer in layers.items():
+            d_o, d_i = leaf(layer, role, adapter_name).weight.shape
+            groups[role, (d_o, d_i)].append(name)
+    return tuple(
+        FactorStack(f"{role}_{shape[0]}x{shape[1]}", role, shape, tuple(names))
+        for (role, shape), names in groups.items()
+    )

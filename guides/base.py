@@ -1,0 +1,169 @@
+"""What a guide is: a base distribution and a transform for each stack of factors."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, Protocol, cast, final
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.distributions import Transform
+
+from bayeslora_pyro.abstract import AbstractPyroModule
+from bayeslora_pyro.types import Batch, FactorStack, Weights
+
+__all__ = ["Guide", "GuidedModel", "GuidedPrior"]
+
+WEIGHT_DIMS = ("out_feature", "in_feature")
+
+
+class GuidedPrior(Protocol):
+    """What a guide asks of a prior."""
+
+    latent: str | None
+    latent_dims: tuple[str, str]
+
+    def site(self, stack: FactorStack, name: str) -> str:
+        """The name of a site."""
+
+    def initial_latent(self, stack: FactorStack, generator: torch.Generator) -> Tensor | None:
+        """Where to start."""
+
+    def conditional(
+        self, stack: FactorStack, latent: Tensor, noise_scale: Tensor | float = 1.0
+    ) -> TorchDistribution | None:
+        """The distribution of the weights given the latent site."""
+
+    def embed(self, stack: FactorStack, weights: Tensor) -> Tensor:
+        """The latent value of given weights."""
+
+
+class GuidedModel(Protocol):
+    """What a guide asks of a model: its stacks, the prior of each, and the factors to start from."""
+
+    @property
+    def stacks(self) -> tuple[FactorStack, ...]:
+        """The stacks of factors."""
+
+    def prior_of(self, stack: FactorStack) -> GuidedPrior:
+        """The prior of a stack."""
+
+    def lora_weights(self) -> Weights:
+        """The factors of the PEFT model."""
+
+
+class Guide(AbstractPyroModule):
+    r"""A variational family: for each stack, a base distribution pushed through a transform.
+
+    A family says what :math:`q` of the latent site is, in :meth:`get_base_dist` and, where it has one,
+    :meth:`get_transform`; all else is done here. Where the prior has a conditional, the guide draws the weights from
+    it with its own noise scale :math:`0 < \lambda < 1`, one per factor, :math:`\lambda = \mathrm{sigmoid}(\rho)`.
+
+    Args:
+        model: The model to approximate.
+        noise_scale: The initial :math:`\lambda`.
+        seed: The seed of everything that starts at random.
+    """
+
+    def __init__(self, model: GuidedModel, *, noise_scale: float = 0.1, seed: int = 0) -> None:
+        super().__init__()
+        if not 0 < noise_scale < 1:
+            raise ValueError(f"noise_scale should lie between 0 and 1, and is {noise_scale}.")
+        self._model = (model,)  # a tuple, so that the guide does not take the model in
+        self.initial_noise_scale = noise_scale
+        self.seed = seed
+        generator = torch.Generator().manual_seed(seed)
+        for stack in self.stacks:
+            start = model.prior_of(stack).initial_latent(stack, generator)
+            if start is not None:
+                own = PyroModule[nn.Module]("")
+                setattr(self, stack.name, own)
+                own.raw_noise_scale = nn.Parameter(start.new_full((len(stack),), noise_scale).logit())
+                self._setup_stack(stack, own, start, generator)
+
+    @abstractmethod
+    def _setup_stack(self, stack: FactorStack, own: nn.Module, start: Tensor, generator: torch.Generator) -> None:
+        """Makes the parameters of a stack, as attributes of `own`."""
+
+    @abstractmethod
+    def get_base_dist(self, stack: FactorStack) -> TorchDistribution:
+        """The base distribution of the latent site. Batch shape `(L,)`, event shape `(rows, cols)`."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The arguments, beside the model, that make this guide again."""
+
+    def get_transform(self, stack: FactorStack) -> Transform | None:
+        """The transform of the latent site; None for the identity."""
+        return None
+
+    @abstractmethod
+    def _set_location(self, stack: FactorStack, latent: Tensor) -> None:
+        """Moves the centre of the base distribution."""
+
+    @property
+    def model(self) -> GuidedModel:
+        """The model that is approximated."""
+        return self._model[0]
+
+    @property
+    def stacks(self) -> tuple[FactorStack, ...]:
+        """The stacks of factors of the model."""
+        return self.model.stacks
+
+    @final
+    def get_posterior(self, stack: FactorStack) -> TorchDistribution:
+        """The distribution of the latent site: the base distribution, pushed through the transform."""
+        base, transform = self.get_base_dist(stack), self.get_transform(stack)
+        return base if transform is None else dist.TransformedDistribution(base, [transform])
+
+    @final
+    def noise_scale(self, stack: FactorStack) -> Tensor:
+        r"""The factor :math:`\lambda` of the conditional noise of each factor. Shape `(L,)`."""
+        return cast(Tensor, self._own(stack).raw_noise_scale).sigmoid()
+
+    @final
+    def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
+        """Samples the latent sites of all stacks, and the weights where they are a site of their own.
+
+        Returns:
+            The weights by stack name, `(..., L, d_o, d_i)`.
+        """
+        weights = {}
+        for stack in self.stacks:
+            prior = self.model.prior_of(stack)
+            if prior.latent is not None:
+                with pyro.plate(stack.name, len(stack), dim=-1):
+                    weights[stack.name] = self._sample_stack(stack, prior)
+        return weights
+
+    def _sample_stack(self, stack: FactorStack, prior: GuidedPrior) -> Tensor:
+        name = prior.site(stack, str(prior.latent))
+        latent: Tensor = pyro.sample(name, self.get_posterior(stack), infer={"event_dims": prior.latent_dims})
+        conditional = prior.conditional(stack, latent, self.noise_scale(stack))
+        if conditional is None:
+            return latent
+        weights: Tensor = pyro.sample(prior.site(stack, "W"), conditional, infer={"event_dims": WEIGHT_DIMS})
+        return weights
+
+    @final
+    def from_lora(self, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Moves model and guide to a trained LoRA: with no noise, every draw is that LoRA.
+
+        Args:
+            weights: The factors by stack name, `(L, d_o, d_i)`; those of the PEFT model by default.
+        """
+        values = self.model.lora_weights() if weights is None else weights
+        for stack in self.stacks:
+            prior = self.model.prior_of(stack)
+            latent = prior.embed(stack, values[stack.name])
+            if prior.latent is not None:
+                self._set_location(stack, latent)
+
+    def _own(self, stack: FactorStack) -> nn.Module:
+        return cast(nn.Module, getattr(self, stack.name))

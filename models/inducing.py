@@ -1,0 +1,141 @@
+"""The sparse-GP prior of Bayesian-LoRA: factors that depend on a small inducing matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast, final
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from bayeslora_pyro.distributions import InducedNormal
+from bayeslora_pyro.linalg import InducingMap, orthonormal_factor
+from bayeslora_pyro.models.base import WEIGHT_DIMS, Prior
+from bayeslora_pyro.types import FactorStack, Weights
+
+__all__ = ["InducingPrior"]
+
+
+@final
+class InducingPrior(Prior):
+    r"""A whitened inducing matrix :math:`V` per factor, and the factor given it.
+
+    .. math:: V \sim \mathcal{N}(0, I), \qquad
+        W \mid V \sim \mathcal{N}\big(\sigma_w R_r^\top V R_c,\; \sigma_w^2 (I - P_r \otimes P_c)\big)
+
+    The marginal of :math:`W` is :math:`\mathcal{N}(0, \sigma_w^2 I)` whatever the inducing locations are: learning
+    them is a part of inference. They live here because both sides need them.
+
+    Args:
+        rows: The number `p` of inducing rows.
+        cols: The number `q` of inducing columns.
+        scale: The standard deviation :math:`\sigma_w` of each entry, before width scaling.
+        width_scaled: Whether to divide it by :math:`\sqrt{d_i}`, the number of inputs of the factor.
+        learn_scale: Whether to learn one :math:`\sigma_w` per factor through the ELBO (type-II maximum likelihood).
+        nugget: The initial standard deviation :math:`D` of the nuggets, relative to locations of unit length.
+
+    References:
+        | Bayesian-LoRA: Probabilistic Low-Rank Adaptation of Large Language Models (Lin et al., 2026), Section 3
+        | https://arxiv.org/abs/2601.21003
+    """
+
+    latent: ClassVar[str | None] = "V"
+    latent_dims: ClassVar[tuple[str, str]] = ("inducing_row", "inducing_col")
+
+    def __init__(
+        self,
+        rows: int = 9,
+        cols: int = 9,
+        scale: float = 0.3,
+        width_scaled: bool = True,
+        learn_scale: bool = False,
+        nugget: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        for name, value in {"rows": rows, "cols": cols, "scale": scale, "nugget": nugget}.items():
+            if value <= 0:
+                raise ValueError(f"{name} should be positive, and is {value}.")
+        self.rows = rows
+        self.cols = cols
+        self.scale = scale
+        self.width_scaled = width_scaled
+        self.learn_scale = learn_scale
+        self.nugget = nugget
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that make this prior again."""
+        names = ("rows", "cols", "scale", "width_scaled", "learn_scale", "nugget")
+        return {name: getattr(self, name) for name in names}
+
+    def setup(self, stacks: Sequence[FactorStack], initial: Weights, generator: torch.Generator) -> None:
+        """Draws inducing locations of about unit length for each factor."""
+        for stack in stacks:
+            start, size = initial[stack.name], len(stack)
+            (d_o, d_i), own = stack.shape, PyroModule()
+            raw_nugget = math.log(math.expm1(self.nugget))
+            for side, count, width in (("row", self.rows, d_o), ("col", self.cols, d_i)):
+                locations = torch.randn(size, count, width, generator=generator) / count**0.5
+                setattr(own, f"z_{side}", nn.Parameter(locations.to(start)))
+                setattr(own, f"raw_d_{side}", nn.Parameter(torch.full((size, count), raw_nugget).to(start)))
+            log_scale = torch.full((size,), math.log(self.scale / math.sqrt(d_i if self.width_scaled else 1))).to(start)
+            if self.learn_scale:
+                own.log_scale = nn.Parameter(log_scale)
+            else:
+                own.register_buffer("log_scale", log_scale)
+            setattr(self, stack.name, own)
+
+    def sample_weights(self, stack: FactorStack) -> Tensor:
+        """Samples the inducing matrices of a stack, then its factors. Shape `(..., L, d_o, d_i)`."""
+        zeros = self._own(stack).raw_d_row.new_zeros(self.rows, self.cols)
+        prior = dist.Normal(zeros, 1.0).to_event(2)
+        latent = pyro.sample(self.site(stack, "V"), prior, infer={"event_dims": self.latent_dims})
+        conditional = self.conditional(stack, latent)
+        weights: Tensor = pyro.sample(self.site(stack, "W"), conditional, infer={"event_dims": WEIGHT_DIMS})
+        return weights
+
+    def conditional(
+        self, stack: FactorStack, latent: Tensor, noise_scale: Tensor | float = 1.0
+    ) -> InducedNormal:
+        r"""The distribution of the factors given their inducing matrices, its noise scaled by :math:`\lambda`."""
+        own = self._own(stack)
+        rows = InducingMap(own.z_row, softplus(own.raw_d_row))
+        cols = InducingMap(own.z_col, softplus(own.raw_d_col))
+        return InducedNormal(latent, rows, cols, noise_scale, own.log_scale.exp())
+
+    def initial_latent(self, stack: FactorStack, generator: torch.Generator) -> Tensor:
+        """A draw of the inducing matrices from the prior. Shape `(L, p, q)`."""
+        like = self._own(stack).raw_d_row
+        return torch.randn(len(stack), self.rows, self.cols, generator=generator).to(like)
+
+    def embed(self, stack: FactorStack, weights: Tensor) -> Tensor:
+        r"""Represents given factors exactly where `p` and `q` reach their rank, and else as well as possible.
+
+        A factor :math:`W = C Q` with orthonormal rows :math:`Q` has :math:`Z_c = Q`, :math:`Z_r = I` (the other way
+        round if it is tall); unused inducing variables get locations of zero. With nuggets :math:`D = \epsilon I` the
+        maps are :math:`R = Z / \sqrt{1 + \epsilon^2}`, so :math:`V = (1 + \epsilon^2) C / \sigma_w`.
+
+        References:
+            | Bayesian-LoRA (Lin et al., 2026), Corollary on the deterministic limit
+            | https://arxiv.org/abs/2601.21003
+        """
+        d_o, d_i = stack.shape
+        own, rank = self._own(stack), min(self.rows, self.cols, d_o, d_i)
+        core, right = orthonormal_factor(weights, rank)
+        left_core, left = orthonormal_factor(core.mT, rank)  # core = left^T left_core^T
+        with torch.no_grad():
+            for locations, value in ((own.z_row, left), (own.z_col, right)):
+                locations.zero_()[:, :rank] = value
+            for raw in (own.raw_d_row, own.raw_d_col):
+                raw.fill_(math.log(math.expm1(self.nugget)))
+            latent = weights.new_zeros(len(stack), self.rows, self.cols)
+            factor = (1 + self.nugget**2) / own.log_scale.exp()
+            latent[:, :rank, :rank] = left_core.mT * factor[:, None, None]
+        return latent
+
+    def _own(self, stack: FactorStack) -> PyroModule[Any]:
+        return cast("PyroModule[Any]", getattr(self, stack.name))
