@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,6 @@ import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceMeanField_ELBO
-from pyro.infer.enum import get_importance_trace
-from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -22,40 +21,51 @@ class ElboParts:
     r"""One estimate of the ELBO, in nats for the whole data set.
 
     Args:
-        expected_log_likelihood: :math:`\mathbb{E}_q \log p(y \mid W)`, scaled to the data set.
-        kl: The divergence of each latent site name without its stack (`"V"`, `"W"`), summed over stacks.
+        log_likelihood: An estimate of :math:`\mathbb{E}_q \log p(y \mid W)`, by the name of the observed site.
+        kl: The divergence :math:`\mathrm{KL}(q \,\|\, p)` of each latent site, by name.
     """
 
-    expected_log_likelihood: Tensor
+    log_likelihood: dict[str, Tensor]
     kl: dict[str, Tensor]
-
-    def total_kl(self) -> Tensor:
-        """The divergence of all latent sites."""
-        return sum(self.kl.values(), start=torch.zeros_like(self.expected_log_likelihood))
 
     def loss(self, kl_weight: float = 1.0) -> Tensor:
         """The negative ELBO; with a `kl_weight` other than 1, a tempered one."""
-        return kl_weight * self.total_kl() - self.expected_log_likelihood
+        return kl_weight * _sum(self.kl) - _sum(self.log_likelihood)
 
-    def values(self) -> dict[str, float]:
-        """The parts as numbers, with the ELBO itself (never tempered)."""
-        numbers = {f"kl_{name}": value.item() for name, value in self.kl.items()}
-        return {
-            "elbo": -self.loss().item(),
-            "expected_log_likelihood": self.expected_log_likelihood.item(),
-            "kl": self.total_kl().item(),
-        } | numbers
+    def values(self, num_data: int = 1) -> dict[str, float]:
+        """The ELBO (never tempered) and its parts as numbers, divergences summed over stacks.
+
+        Args:
+            num_data: What to divide by: the size of the data set for nats per item.
+        """
+        by_kind: dict[str, list[Tensor]] = defaultdict(list)
+        for site, value in self.kl.items():
+            by_kind[f"kl_{site.rpartition('.')[2]}"].append(value.detach())
+        sums = [_sum(self.log_likelihood).detach(), *(torch.stack(values).sum() for values in by_kind.values())]
+        log_likelihood, *divergences = (torch.stack(sums) / num_data).tolist()
+        kl = sum(divergences)
+        numbers = dict(zip(by_kind, divergences, strict=True))
+        return {"elbo": log_likelihood - kl, "expected_log_likelihood": log_likelihood, "kl": kl} | numbers
+
+    def first_broken(self) -> str | None:
+        """Names the first site whose part is not finite."""
+        parts = self.kl | self.log_likelihood
+        return next((name for name, value in parts.items() if not bool(value.isfinite())), None)
+
+
+def _sum(parts: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(parts.values())).sum() if parts else torch.zeros(())
 
 
 class PartsELBO(TraceMeanField_ELBO):
     """Pyro's `TraceMeanField_ELBO`, with its parts kept apart.
 
     A divergence that has a closed form needs no log-density, so none is computed for such a site: that of the weights
-    given their inducing matrix costs more than the rest of the step.
+    given their inducing matrix would cost more than the rest of the step.
     """
 
     def parts(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> ElboParts:
-        """Estimates the ELBO with one draw.
+        """Estimates the parts of the ELBO with one draw.
 
         Args:
             model: The model.
@@ -65,33 +75,30 @@ class PartsELBO(TraceMeanField_ELBO):
         """
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        observed: list[Tensor] = []
-        divergences: dict[str, list[Tensor]] = {}
+        log_likelihood, kl = {}, {}
         for name, site in model_trace.nodes.items():
-            if site["type"] != "sample" or _is_subsample(site):
+            if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
                 continue
             if site["is_observed"]:
-                observed.append(_scaled(site, site["fn"].log_prob(site["value"])))
+                log_likelihood[name] = _total(site, site["fn"].log_prob(site["value"]))
             else:
-                divergences.setdefault(name.rpartition(".")[2], []).append(_divergence(guide_trace.nodes[name], site))
-        return ElboParts(torch.stack(observed).sum(), {name: torch.stack(kl).sum() for name, kl in divergences.items()})
+                kl[name] = _total(site, _divergence(guide_trace.nodes[name], site))
+        return ElboParts(log_likelihood, kl)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The negative ELBO, to be differentiated."""
         return self.parts(model, guide, *args, **kwargs).loss()
 
 
-def _is_subsample(site: dict[str, Any]) -> bool:
-    return type(site["fn"]).__name__ == "_Subsample"
-
-
-def _scaled(site: dict[str, Any], value: Tensor) -> Tensor:
+def _total(site: dict[str, Any], value: Tensor) -> Tensor:
     return scale_and_mask(value, site["scale"], site["mask"]).sum()
 
 
 def _divergence(guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
+    """The closed form where there is one, else its estimate from the draw at hand."""
     q, p, value = guide_site["fn"], model_site["fn"], guide_site["value"]
     try:
-        kl = kl_divergence(q, p)
+        return kl_divergence(q, p)
     except NotImplementedError:
-        kl = q.log_prob(value) - p.log_prob(value)
-    return _scaled(model_site, kl)
+        log_ratio: Tensor = q.log_prob(value) - p.log_prob(value)
+        return log_ratio

@@ -77,13 +77,17 @@ class Guide(AbstractPyroModule):
         self._model = (model,)  # a tuple, so that the guide does not take the model in
         self.initial_noise_scale = noise_scale
         self.seed = seed
-        generator = torch.Generator().manual_seed(seed)
+        self._setup()
+
+    def _setup(self) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
         for stack in self.stacks:
-            start = model.prior_of(stack).initial_latent(stack, generator)
+            start = self.model.prior_of(stack).initial_latent(stack, generator)
             if start is not None:
-                own = PyroModule[nn.Module]("")
+                own = PyroModule[nn.Module]()
                 setattr(self, stack.name, own)
-                own.raw_noise_scale = nn.Parameter(start.new_full((len(stack),), noise_scale).logit())
+                noise_scale = start.new_full((len(stack),), self.initial_noise_scale)
+                own.raw_noise_scale = nn.Parameter(noise_scale.logit())
                 self._setup_stack(stack, own, start, generator)
 
     @abstractmethod
@@ -120,7 +124,11 @@ class Guide(AbstractPyroModule):
     def get_posterior(self, stack: FactorStack) -> TorchDistribution:
         """The distribution of the latent site: the base distribution, pushed through the transform."""
         base, transform = self.get_base_dist(stack), self.get_transform(stack)
-        return base if transform is None else dist.TransformedDistribution(base, [transform])
+        if transform is None:
+            return base
+        if isinstance(base, dist.Delta):  # a point stays a point: it has no density to change
+            return dist.Delta(transform(base.v), event_dim=2)
+        return dist.TransformedDistribution(base, [transform])
 
     @final
     def noise_scale(self, stack: FactorStack) -> Tensor:

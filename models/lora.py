@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import pyro
 import torch
@@ -13,10 +13,25 @@ from torch import Tensor, nn
 
 from bayeslora_pyro.adapters import Adapter
 from bayeslora_pyro.models.base import Prior
-from bayeslora_pyro.models.likelihoods import Likelihood
-from bayeslora_pyro.types import Batch, FactorStack, Role
+from bayeslora_pyro.models.gaussian import GaussianPrior, PointPrior
+from bayeslora_pyro.models.inducing import InducingPrior
+from bayeslora_pyro.models.likelihoods import Choice, Classification, Likelihood, NextToken, Regression
+from bayeslora_pyro.types import Batch, FactorStack, Role, Weights
 
-__all__ = ["BayesianLora"]
+__all__ = ["LIKELIHOODS", "PRIORS", "BayesianLora"]
+
+PRIORS: dict[str, type[Prior]] = {"inducing": InducingPrior, "gaussian": GaussianPrior, "point": PointPrior}
+"""The priors by name."""
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    "classification": Classification,
+    "choice": Choice,
+    "next_token": NextToken,
+    "regression": Regression,
+}
+"""The likelihoods by name."""
+
+AnyPrior = Prior | str
 
 
 class BayesianLora(PyroModule):
@@ -24,13 +39,13 @@ class BayesianLora(PyroModule):
 
     .. math:: p(y, W) = \prod_f p(W_f) \prod_n p(y_n \mid x_n, W)
 
-    Trainable parameters outside LoRA, such as a fresh classification head in `modules_to_save`, are ordinary
-    parameters of this model: copies, so that the PEFT model stays as it is.
+    The PEFT model stays as it is, whatever is fitted. Its trainable parameters outside LoRA, such as a fresh
+    classification head in `modules_to_save`, are ordinary parameters of this model, as copies.
 
     Args:
         peft_model: A model with LoRA layers; its factors are where guides may start.
-        prior: The prior of all factors, or one per role, as `{"A": …, "B": …}`.
-        likelihood: The distribution of the observations given the output of the language model.
+        prior: The prior of all factors, or one per role, as `{"A": …, "B": …}`; or its name in `PRIORS`.
+        likelihood: The distribution of the observations given the output of the language model, or its name.
         num_data: The number of items of the data set, to which the likelihood of a batch is scaled.
         adapter_name: Which adapter of the PEFT model; the active one by default.
         seed: The seed of everything that starts at random.
@@ -39,9 +54,9 @@ class BayesianLora(PyroModule):
     def __init__(
         self,
         peft_model: nn.Module,
-        prior: Prior | Mapping[Role, Prior],
-        likelihood: Likelihood,
-        num_data: int,
+        prior: AnyPrior | Mapping[Role, AnyPrior] = "inducing",
+        likelihood: Likelihood | str = "classification",
+        num_data: int = 1,
         *,
         adapter_name: str | None = None,
         seed: int = 0,
@@ -52,25 +67,22 @@ class BayesianLora(PyroModule):
         self.num_data = num_data
         self.seed = seed
         self.adapter = Adapter(peft_model, adapter_name)
-        self.likelihood = copy.deepcopy(likelihood)
+        self.likelihood = copy.deepcopy(_look_up("likelihood", likelihood, LIKELIHOODS))
         self.priors = self._setup_priors(prior)
-        self._head_names = tuple(self.adapter.head_parameters())
-        self.head = nn.ParameterList(p.detach().clone() for p in self.adapter.head_parameters().values())
+        head = self.adapter.head_parameters()
+        self.head_names = tuple(head)
+        self.head = nn.ParameterList(parameter.detach().clone() for parameter in head.values())
 
-    def _setup_priors(self, prior: Prior | Mapping[Role, Prior]) -> nn.ModuleDict:
+    def _setup_priors(self, prior: AnyPrior | Mapping[Role, AnyPrior]) -> nn.ModuleDict:
+        by_role = prior if isinstance(prior, Mapping) else {"AB": prior}
+        if missing := [stack.role for stack in self.stacks if not any(stack.role in roles for roles in by_role)]:
+            raise ValueError(f"prior should have an entry for each of the roles A and B, and has none for {missing[0]}.")
         generator = torch.Generator().manual_seed(self.seed)
-        initial = self.adapter.lora_weights()
-        if isinstance(prior, Prior):
-            own = copy.deepcopy(prior)
-            own.setup(self.stacks, initial, generator)
-            return PyroModule[nn.ModuleDict]({"AB": own})
-        if missing := {"A", "B"} - set(prior):
-            raise ValueError(f"prior should have an entry for each of the roles A and B; it has none for {missing}.")
-        priors = {}
-        for role in sorted(prior):
-            priors[role] = copy.deepcopy(prior[role])
-            priors[role].setup([stack for stack in self.stacks if stack.role == role], initial, generator)
-        return PyroModule[nn.ModuleDict](priors)
+        priors, initial = PyroModule[nn.ModuleDict](), self.lora_weights()
+        for roles in sorted(by_role):
+            priors[roles] = copy.deepcopy(_look_up("prior", by_role[cast(Role, roles)], PRIORS))
+            priors[roles].setup([stack for stack in self.stacks if stack.role in roles], initial, generator)
+        return cast(nn.ModuleDict, priors)
 
     @property
     def stacks(self) -> tuple[FactorStack, ...]:
@@ -87,15 +99,31 @@ class BayesianLora(PyroModule):
 
     def forward(self, batch: Batch) -> Tensor:
         """Samples all factors, runs the language model, and samples or observes `y`."""
+        y: Tensor = self.likelihood(self.run_with(self.sample_weights(), batch), batch, self.num_data)
+        return y
+
+    def sample_weights(self) -> dict[str, Tensor]:
+        """Samples all factors, by stack name. Shapes `(..., L, d_o, d_i)`."""
         weights = {}
         for stack in self.stacks:
             with pyro.plate(stack.name, len(stack), dim=-1):
                 weights[stack.name] = self.prior_of(stack).sample_weights(stack)
-        outputs = self.run_with(weights, batch)
-        y: Tensor = self.likelihood(outputs, batch, self.num_data)
-        return y
+        return weights
 
-    def run_with(self, weights: Mapping[str, Tensor], batch: Batch) -> object:
+    def run_with(self, weights: Weights, batch: Batch) -> Any:
         """Runs the language model with given factors and the head of this model."""
-        head = dict(zip(self._head_names, self.head, strict=True))
+        head = self.head_values()
         return self.adapter.run_with(weights, batch, head, **self.likelihood.model_arguments(batch))
+
+    def head_values(self) -> dict[str, Tensor]:
+        """The parameters outside LoRA, by their names in the PEFT model."""
+        return dict(zip(self.head_names, self.head, strict=True))
+
+
+def _look_up(argument: str, value: Any, table: Mapping[str, type[Any]]) -> Any:
+    """Turns a name into an object with its default settings; leaves an object alone."""
+    if not isinstance(value, str):
+        return value
+    if value not in table:
+        raise ValueError(f"{argument}={value!r} is not known. Choose one of {', '.join(table)}.")
+    return table[value]()

@@ -1,0 +1,88 @@
+"""Checkpoints of a fit: one safetensors file, replaced in one step."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+__all__ = ["load_modules", "read_tensors", "replace_file", "state_of", "write_tensors"]
+
+
+def replace_file(path: Path, write: Any) -> None:
+    """Writes a file under another name and then moves it into place, so that it is never half there.
+
+    Args:
+        path: The file to replace or create.
+        write: A function that writes to the path it is given.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Writes tensors and a JSON header into one safetensors file, in one step."""
+    values = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    replace_file(path, lambda temporary: save_file(values, temporary, {"header": json.dumps(header)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what :func:`write_tensors` wrote.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("header", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Restore it from a copy, or fit again.") from error
+
+
+def state_of(**modules: nn.Module) -> dict[str, Tensor]:
+    """Collects the state of modules under the given prefixes."""
+    return {
+        f"{prefix}.{name}": tensor for prefix, module in modules.items() for name, tensor in module.state_dict().items()
+    }
+
+
+def load_modules(tensors: Mapping[str, Tensor], source: Path, **modules: nn.Module) -> None:
+    """Loads what :func:`state_of` collected, all of it or nothing.
+
+    Raises:
+        ValueError: If a tensor is missing, left over, or of another shape.
+    """
+    expected = state_of(**modules)
+    names = {name for name in tensors if name.partition(".")[0] in modules}
+    for name in sorted(names ^ set(expected)):
+        raise ValueError(f"{source} does not belong to this model and guide: {name!r} is in only one of the two.")
+    for name, tensor in expected.items():
+        if tensor.shape != tensors[name].shape:
+            raise ValueError(
+                f"{source} does not belong to this model and guide: {name!r} has shape {tuple(tensors[name].shape)} "
+                f"there, and {tuple(tensor.shape)} here."
+            )
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(tensors[name])

@@ -1,0 +1,76 @@
+"""The settings of a fit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+__all__ = ["FitConfig"]
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How a guide is fitted.
+
+    Args:
+        num_steps: The number of optimizer steps.
+        learning_rate: The step size of Adam for variational and prior parameters.
+        head_learning_rate: The step size for trainable parameters outside LoRA, such as a fresh head.
+        schedule: How both step sizes go on: `"constant"`, or down to zero as `"linear"` or `"cosine"`.
+        kl_weight: The weight of the divergences; 1 is the ELBO, anything else is called tempered.
+        kl_warmup: The share of the steps over which the weight grows from zero.
+        num_particles: The number of draws per estimate.
+        accumulate: The number of batches per optimizer step.
+        max_grad_norm: Where to clip the norm of the gradient; its size is then in the history.
+        dropout: Whether the language model runs in train mode, with its own dropout.
+        checkpoint_every: After how many steps to write the checkpoint; 0 for only at the end.
+        seed: The seed of everything random.
+    """
+
+    num_steps: int = 600
+    learning_rate: float = 5e-3
+    head_learning_rate: float = 1e-3
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    kl_weight: float = 0.02
+    kl_warmup: float = 0.3
+    num_particles: int = 1
+    accumulate: int = 1
+    max_grad_norm: float | None = None
+    dropout: bool = False
+    checkpoint_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "num_particles", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} should be at least 1, and is {getattr(self, name)}.")
+        for name in ("learning_rate", "head_learning_rate", "kl_weight", "checkpoint_every"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} should not be negative, and is {getattr(self, name)}.")
+        if not 0 <= self.kl_warmup <= 1:
+            raise ValueError(f"kl_warmup should be a share of the steps between 0 and 1, and is {self.kl_warmup}.")
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+            raise ValueError(f"max_grad_norm should be positive, or None for no clipping; it is {self.max_grad_norm}.")
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise ValueError(f"schedule should be 'constant', 'linear' or 'cosine', and is {self.schedule!r}.")
+
+    def replace(self, **changes: Any) -> FitConfig:
+        """Returns settings with some fields changed."""
+        if unknown := set(changes) - set(self.__dataclass_fields__):
+            raise TypeError(
+                f"There is no setting {sorted(unknown)[0]!r}. The settings are {', '.join(self.__dataclass_fields__)}."
+            )
+        return replace(self, **changes)
+
+    def kl_weight_at(self, step: int) -> float:
+        """The weight of the divergences at a step."""
+        warmup = self.kl_warmup * self.num_steps
+        return self.kl_weight * min(1.0, (step + 1) / warmup) if warmup > 0 else self.kl_weight
+
+    def learning_rate_factor_at(self, step: int) -> float:
+        """What the step sizes are multiplied by at a step."""
+        done = step / self.num_steps
+        if self.schedule == "linear":
+            return 1 - done
+        return (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1.0

@@ -1,0 +1,97 @@
+"""What a posterior predicts, as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bayeslora_pyro import metrics
+
+__all__ = ["Prediction", "RegressionPrediction"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted classes, draw by draw.
+
+    Args:
+        log_probs: The log-probabilities of the classes. Shape `(draw, item, class)`.
+        labels: The true classes, where the batches had them. Shape `(item,)`.
+    """
+
+    log_probs: Tensor
+    labels: Tensor | None = None
+
+    @property
+    def probs(self) -> Tensor:
+        """The predictive probabilities, averaged over draws. Shape `(item, class)`."""
+        return metrics.mean_log_probs(self.log_probs).exp()
+
+    @property
+    def entropy(self) -> Tensor:
+        """The total uncertainty: the entropy of the averaged probabilities, in nats. Shape `(item,)`."""
+        return metrics.entropy(self.log_probs)
+
+    @property
+    def aleatoric(self) -> Tensor:
+        """The part that more data would not take away: the mean entropy of the draws. Shape `(item,)`."""
+        return metrics.aleatoric(self.log_probs)
+
+    @property
+    def epistemic(self) -> Tensor:
+        """The mutual information of label and weights: total minus aleatoric. Shape `(item,)`."""
+        return metrics.epistemic(self.log_probs)
+
+    def evaluate(self) -> dict[str, float]:
+        """Accuracy, NLL, Brier score, calibration errors and AURC against the labels."""
+        if self.labels is None:
+            raise ValueError("The batches had no labels to evaluate against.")
+        return metrics.evaluate_log_probs(self.log_probs, self.labels)
+
+
+@dataclass(frozen=True)
+class RegressionPrediction:
+    """Predicted normal distributions, draw by draw.
+
+    Args:
+        loc: The means. Shape `(draw, item)`.
+        scale: The standard deviations of the noise. Shape `(draw, item)`.
+        labels: The true values, where the batches had them. Shape `(item,)`.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    labels: Tensor | None = None
+
+    @property
+    def mean(self) -> Tensor:
+        """The predictive mean. Shape `(item,)`."""
+        return self.loc.mean(0)
+
+    @property
+    def aleatoric(self) -> Tensor:
+        """The standard deviation of the noise. Shape `(item,)`."""
+        return self.scale.square().mean(0).sqrt()
+
+    @property
+    def epistemic(self) -> Tensor:
+        """The standard deviation of the means over draws. Shape `(item,)`."""
+        return self.loc.std(0, unbiased=False)
+
+    @property
+    def stddev(self) -> Tensor:
+        """The total predictive standard deviation. Shape `(item,)`."""
+        return (self.aleatoric.square() + self.epistemic.square()).sqrt()
+
+    def evaluate(self) -> dict[str, float]:
+        """RMSE, MAE, NLL and coverage of the 90 % interval against the labels."""
+        if self.labels is None:
+            raise ValueError("The batches had no labels to evaluate against.")
+        return {
+            "rmse": metrics.rmse(self.loc, self.labels),
+            "mae": metrics.mae(self.loc, self.labels),
+            "nll": metrics.gaussian_mixture_nll(self.loc, self.scale, self.labels),
+            "coverage_90": metrics.interval_coverage(self.loc, self.scale, self.labels, 0.9),
+            "n": float(len(self.labels)),
+        }

@@ -1,0 +1,28 @@
+"""Random numbers that are a function of a seed alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+__all__ = ["derive_seed", "local_rng"]
+
+
+def derive_seed(*key: int | str) -> int:
+    """Turns a key, such as a seed and a step, into a seed of its own."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
+
+
+@contextmanager
+def local_rng(*key: int | str) -> Iterator[None]:
+    """Seeds torch from a key for the time of a context; afterwards its generators are as they were.
+
+    Pyro and torch distributions draw from the global generators only, so these are lent, not touched. Within the
+    context, :func:`torch.manual_seed` may be called again.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(*key))
+        yield
