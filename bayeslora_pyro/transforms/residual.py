@@ -1,0 +1,122 @@
+r"""Residual flows: x plus a few smooth bumps or ridges. None of them has an inverse in closed form."""
+
+# Pyro and torch.distributions are untyped.
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions.transforms as pyro_transforms
+import torch
+from pyro.distributions.transforms import Planar, Radial
+from torch import Tensor, nn
+
+__all__ = ["Sylvester", "planar", "radial", "sylvester"]
+
+
+def planar(dim: int) -> Planar:
+    r"""Planar flow, one ridge.
+
+    .. math:: y = x + \hat u \tanh(w \cdot x + b)
+
+    The density is known for its own draws only.
+
+    Args:
+        dim: The number of dimensions.
+
+    Returns:
+        The flow, at the identity: w is a random unit vector, and u such that :math:`\hat u = 0`.
+
+    References:
+        | Variational Inference with Normalizing Flows (Rezende et al., 2015)
+        | https://arxiv.org/abs/1505.05770
+    """
+    flow = Planar(dim)
+    with torch.no_grad():
+        nn.init.normal_(flow.w).div_(flow.w.norm())
+        flow.u.copy_(math.log(math.expm1(1.0)) * flow.w)
+    return flow
+
+
+def radial(dim: int) -> Radial:
+    r"""Radial flow, one centre.
+
+    .. math:: y = x + \beta \, (x - x_0) / (\alpha + \|x - x_0\|)
+
+    The density is known for its own draws only.
+
+    Args:
+        dim: The number of dimensions.
+
+    Returns:
+        The flow, at the identity: :math:`\beta = 0`.
+
+    References:
+        | Variational Inference with Normalizing Flows (Rezende et al., 2015)
+        | https://arxiv.org/abs/1505.05770
+    """
+    flow = Radial(dim)
+    with torch.no_grad():
+        flow.beta_prime.copy_(flow.alpha_prime)
+    return flow
+
+
+def sylvester(dim: int, num_reflections: int | None = None) -> Sylvester:
+    r"""Sylvester flow, `dim` ridges at once.
+
+    .. math:: y = x + \tanh(x Q S^T + b) R^T Q^T
+
+    Q is a product of Householder reflections; S and R are upper triangular. The density is known for its own
+    draws only.
+
+    Args:
+        dim: The number of dimensions.
+        num_reflections: The number of reflections in Q, from 1 to `dim`; `dim // 2 + 1` by default.
+
+    Returns:
+        The flow, at the identity: R = 0.
+
+    Raises:
+        ValueError: If `num_reflections` is out of range.
+
+    References:
+        | Sylvester Normalizing Flows for Variational Inference (van den Berg et al., 2018)
+        | https://arxiv.org/abs/1803.05649
+    """
+    num_reflections = dim // 2 + 1 if num_reflections is None else num_reflections
+    if not 1 <= num_reflections <= dim:
+        raise ValueError(f"num_reflections must be from 1 to dim = {dim}, got {num_reflections}")
+    flow = Sylvester(dim, num_reflections)
+    with torch.no_grad():
+        flow.R_dense.zero_()
+        flow.R_diag.zero_()
+        # Pyro's range of 0.01 would leave tanh, and with it the gradient of R, near zero.
+        for parameter in (flow.S_dense, flow.S_diag, flow.b):
+            nn.init.uniform_(parameter, -1.0 / math.sqrt(dim), 1.0 / math.sqrt(dim))
+    return flow
+
+
+class Sylvester(pyro_transforms.Sylvester):
+    r"""Sylvester flow with the log-det that goes with its map.
+
+    .. math:: \log |\det J| = \sum_i \log(1 + \tanh'_i \, S_{ii} R_{ii})
+
+    Pyro 1.9 multiplies `Q R` and `S Q^T` in the order for column vectors, on row vectors: there this log-det
+    holds at Q = I alone.
+    """
+
+    def Q(self, x: Tensor) -> Tensor:
+        """Return the orthogonal matrix, `(dim, dim)`, in the precision of x."""
+        Q = torch.eye(self.input_dim, dtype=x.dtype, device=x.device)
+        for u in self.u().unbind(0):
+            Q = Q - 2.0 * torch.outer(Q @ u, u)
+        return Q
+
+    def _call(self, x: Tensor) -> Tensor:
+        Q: Tensor = self.Q(x)
+        R: Tensor = self.R()
+        S: Tensor = self.S()
+        ridges = torch.tanh(x @ Q @ S.mT + self.b)
+        self._cached_logDetJ = torch.log1p((1.0 - ridges.square()) * S.diagonal() * R.diagonal()).sum(-1)
+        return x + ridges @ R.mT @ Q.mT
