@@ -63,7 +63,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def state_of(**modules: nn.Module) -> dict[str, Tensor]:
     """Collects the state of modules under the given prefixes."""
     return {
-        f"{prefix}.{name}": tensor for prefix, module in modules.items() for name, tensor in module.state_dict().items()
+        f"{prefix}.{name}": tensor
+        for prefix, module in modules.items()
+        for name, tensor in module.state_dict().items()
     }
 
 
@@ -76,7 +78,9 @@ def load_modules(tensors: Mapping[str, Tensor], source: Path, **modules: nn.Modu
     expected = state_of(**modules)
     names = {name for name in tensors if name.partition(".")[0] in modules}
     for name in sorted(names ^ set(expected)):
-        raise ValueError(f"{source} does not belong to this model and guide: {name!r} is in only one of the two.")
+        raise ValueError(
+            f"{source} does not belong to this model and guide: {name!r} is in only one of the two."
+        )
     for name, tensor in expected.items():
         if tensor.shape != tensors[name].shape:
             raise ValueError(

@@ -49,11 +49,17 @@ class FitConfig:
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} should not be negative, and is {getattr(self, name)}.")
         if not 0 <= self.kl_warmup <= 1:
-            raise ValueError(f"kl_warmup should be a share of the steps between 0 and 1, and is {self.kl_warmup}.")
+            raise ValueError(
+                f"kl_warmup should be a share of the steps between 0 and 1, and is {self.kl_warmup}."
+            )
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
-            raise ValueError(f"max_grad_norm should be positive, or None for no clipping; it is {self.max_grad_norm}.")
+            raise ValueError(
+                f"max_grad_norm should be positive, or None for no clipping; it is {self.max_grad_norm}."
+            )
         if self.schedule not in ("constant", "linear", "cosine"):
-            raise ValueError(f"schedule should be 'constant', 'linear' or 'cosine', and is {self.schedule!r}.")
+            raise ValueError(
+                f"schedule should be 'constant', 'linear' or 'cosine', and is {self.schedule!r}."
+            )
 
     def replace(self, **changes: Any) -> FitConfig:
         """Returns settings with some fields changed."""

@@ -171,7 +171,9 @@ class InducedNormal(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         r"""The mean :math:`\sigma R_r^\top V R_c`. Shape `(*batch_shape, d_o, d_i)`."""
-        return self._lift(self.latent * self.scale[..., None, None]).expand(self.batch_shape + self.event_shape)
+        return self._lift(self.latent * self.scale[..., None, None]).expand(
+            self.batch_shape + self.event_shape
+        )
 
     @property
     def variance(self) -> Tensor:

@@ -41,7 +41,10 @@ class ElboParts:
         by_kind: dict[str, list[Tensor]] = defaultdict(list)
         for site, value in self.kl.items():
             by_kind[f"kl_{site.rpartition('.')[2]}"].append(value.detach())
-        sums = [_sum(self.log_likelihood).detach(), *(torch.stack(values).sum() for values in by_kind.values())]
+        sums = [
+            _sum(self.log_likelihood).detach(),
+            *(torch.stack(values).sum() for values in by_kind.values()),
+        ]
         log_likelihood, *divergences = (torch.stack(sums) / num_data).tolist()
         kl = sum(divergences)
         numbers = dict(zip(by_kind, divergences, strict=True))

@@ -102,7 +102,9 @@ class _Run:
         self.history: list[Row] = []
         head = list(model.head.parameters())
         known = {id(parameter) for parameter in head}
-        rest = [p for p in (*model.parameters(), *guide.parameters()) if id(p) not in known and p.requires_grad]
+        rest = [
+            p for p in (*model.parameters(), *guide.parameters()) if id(p) not in known and p.requires_grad
+        ]
         groups = [
             {"params": rest, "lr": config.learning_rate, "initial_lr": config.learning_rate},
             {"params": head, "lr": config.head_learning_rate, "initial_lr": config.head_learning_rate},
@@ -126,7 +128,11 @@ class _Run:
                     row = self.take_step(micro_batches)
                     for callback in (advance, *callbacks):
                         callback(row)
-                    if self.checkpoint and config.checkpoint_every and self.step % config.checkpoint_every == 0:
+                    if (
+                        self.checkpoint
+                        and config.checkpoint_every
+                        and self.step % config.checkpoint_every == 0
+                    ):
                         self.save()
         finally:
             batches.close()
@@ -148,8 +154,14 @@ class _Run:
                 loss = parts.loss(kl_weight) * (share / self.model.num_data)
                 _check_finite(loss, parts, step)
                 loss.backward()
-                rows.append({name: value * share for name, value in parts.values(self.model.num_data).items()})
-        row = {"step": float(step)} | {name: sum(r[name] for r in rows) for name in rows[0]} | {"kl_weight": kl_weight}
+                rows.append(
+                    {name: value * share for name, value in parts.values(self.model.num_data).items()}
+                )
+        row = (
+            {"step": float(step)}
+            | {name: sum(r[name] for r in rows) for name in rows[0]}
+            | {"kl_weight": kl_weight}
+        )
         if config.max_grad_norm is not None:
             norm = nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
             if not bool(norm.isfinite()):
@@ -210,7 +222,9 @@ def _check_finite(loss: Tensor, parts: ElboParts, step: int) -> None:
 
 def _cycle(loader: Iterable[Batch], seed: int, skip: int) -> Iterator[Batch]:
     """Goes through the loader for ever, each epoch in an order that is a function of the seed and the epoch."""
-    generators = {g for g in (getattr(loader, "generator", None), _sampler_generator(loader)) if g is not None}
+    generators = {
+        g for g in (getattr(loader, "generator", None), _sampler_generator(loader)) if g is not None
+    }
     before = {generator: (generator.initial_seed(), generator.get_state()) for generator in generators}
     epoch = 0
     try:

@@ -93,7 +93,9 @@ class Posterior:
         with _evaluating(self.model):
             for draw in range(num_draws):
                 guide_trace = self._trace(seed, draw)
-                prior_trace = poutine.trace(poutine.replay(self.model.sample_weights, trace=guide_trace)).get_trace()
+                prior_trace = poutine.trace(
+                    poutine.replay(self.model.sample_weights, trace=guide_trace)
+                ).get_trace()
                 rows.append(torch.stack([prior_trace.log_prob_sum(), guide_trace.log_prob_sum()]))
         log_p, log_q = torch.stack(rows, dim=-1).double()
         return log_p, log_q
@@ -120,18 +122,23 @@ class Posterior:
         columns = [_join(parts) for parts in zip(*rows, strict=True)]
         known = [label.cpu() for label in labels if label is not None]
         observed = torch.cat(known) if len(known) == len(labels) else None
-        return Prediction(columns[0], observed) if len(columns) == 1 else RegressionPrediction(*columns, labels=observed)
+        return (
+            Prediction(columns[0], observed)
+            if len(columns) == 1
+            else RegressionPrediction(*columns, labels=observed)
+        )
 
     def log_likelihood(
         self, batches: Iterable[Batch], num_draws: int = 16, seed: int = 0, *, memory_budget: int = 2**28
     ) -> Tensor:
         """The log-likelihood of each item under each draw. Shape `(draw, item)`."""
-        columns = []
+        columns, device = [], self.model.adapter.device
         for batch, predictive in self._predictives(batches, num_draws, seed, memory_budget):
             observed = self.model.likelihood.observed(batch)
             if observed is None:
                 raise ValueError("batches have no labels: there is nothing to score.")
-            columns.append(torch.cat([p.log_prob(observed.to(p.batch_shape and _device(p))) for p in predictive]).cpu())
+            scored = observed.to(device)
+            columns.append(torch.cat([p.log_prob(scored) for p in predictive]).cpu())
         return torch.cat(columns, dim=-1)
 
     def _predictives(
@@ -146,10 +153,13 @@ class Posterior:
             for batch in batches:
                 on_device = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in batch.items()}
                 size = draws_per_pass(self.model.adapter.peft_model, on_device, memory_budget)
-                yield batch, [
-                    self._predictive({n: w[i : i + size] for n, w in weights.items()}, on_device)
-                    for i in range(0, num_draws, size)
-                ]
+                yield (
+                    batch,
+                    [
+                        self._predictive({n: w[i : i + size] for n, w in weights.items()}, on_device)
+                        for i in range(0, num_draws, size)
+                    ],
+                )
 
     def _predictive(self, weights: Weights, batch: Batch) -> dist.TorchDistribution:
         """The distribution of the observations, with batch shape `(draws, items)`."""
@@ -223,7 +233,9 @@ class Posterior:
         with local_rng(seed, "draw", draw):
             weights = self.guide()
         fixed = {stack.name: stack for stack in self.stacks if stack.name not in weights}
-        return weights | {name: self.model.prior_of(stack).sample_weights(stack) for name, stack in fixed.items()}
+        return weights | {
+            name: self.model.prior_of(stack).sample_weights(stack) for name, stack in fixed.items()
+        }
 
 
 def _is_latent(site: Mapping[str, Any]) -> bool:
@@ -231,7 +243,9 @@ def _is_latent(site: Mapping[str, Any]) -> bool:
 
 
 def _stack_values(traces: Iterable[poutine.Trace]) -> dict[str, Tensor]:
-    draws = [{name: site["value"] for name, site in trace.nodes.items() if _is_latent(site)} for trace in traces]
+    draws = [
+        {name: site["value"] for name, site in trace.nodes.items() if _is_latent(site)} for trace in traces
+    ]
     return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
 

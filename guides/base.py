@@ -91,7 +91,9 @@ class Guide(AbstractPyroModule):
                 self._setup_stack(stack, own, start, generator)
 
     @abstractmethod
-    def _setup_stack(self, stack: FactorStack, own: nn.Module, start: Tensor, generator: torch.Generator) -> None:
+    def _setup_stack(
+        self, stack: FactorStack, own: nn.Module, start: Tensor, generator: torch.Generator
+    ) -> None:
         """Makes the parameters of a stack, as attributes of `own`."""
 
     @abstractmethod

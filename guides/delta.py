@@ -26,7 +26,9 @@ class DeltaGuide(Guide):
         """The arguments, beside the model, that make this guide again."""
         return {"noise_scale": self.initial_noise_scale, "seed": self.seed}
 
-    def _setup_stack(self, stack: FactorStack, own: nn.Module, start: Tensor, generator: torch.Generator) -> None:
+    def _setup_stack(
+        self, stack: FactorStack, own: nn.Module, start: Tensor, generator: torch.Generator
+    ) -> None:
         own.loc = nn.Parameter(start.clone())
 
     def get_base_dist(self, stack: FactorStack) -> TorchDistribution:

@@ -41,7 +41,9 @@ class MeanFieldGuide(Guide):
         """The arguments, beside the model, that make this guide again."""
         return {"scale": self._initial_scale, "noise_scale": self.initial_noise_scale, "seed": self.seed}
 
-    def _setup_stack(self, stack: FactorStack, own: nn.Module, start: Tensor, generator: torch.Generator) -> None:
+    def _setup_stack(
+        self, stack: FactorStack, own: nn.Module, start: Tensor, generator: torch.Generator
+    ) -> None:
         own.loc = nn.Parameter(start.clone())
         own.log_scale = nn.Parameter(torch.full_like(start, self._initial_scale).log())
 

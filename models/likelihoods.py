@@ -97,7 +97,9 @@ class Choice(Likelihood):
         length_normalised: Whether to divide the log-likelihood of an option by its number of tokens.
     """
 
-    def __init__(self, label_tokens: tuple[int, ...] | list[int] | None = None, length_normalised: bool = False) -> None:
+    def __init__(
+        self, label_tokens: tuple[int, ...] | list[int] | None = None, length_normalised: bool = False
+    ) -> None:
         super().__init__()
         self.label_tokens = None if label_tokens is None else tuple(label_tokens)
         self.length_normalised = length_normalised
@@ -127,7 +129,11 @@ class Choice(Likelihood):
         """Categorical over the answers. Batch shape `(items,)`, or `(S, items)` for S tiles."""
         rows = batch["input_ids"].shape[0]
         logits = _tiles(outputs.logits, rows)[..., -self._num_logits(batch) :, :]
-        scores = self._slot_logits(logits, batch) if self.label_tokens is not None else self._options(logits, batch)
+        scores = (
+            self._slot_logits(logits, batch)
+            if self.label_tokens is not None
+            else self._options(logits, batch)
+        )
         return _categorical(scores, batch.get("labels"))
 
     def _slot_logits(self, logits: Tensor, batch: Batch) -> Tensor:

@@ -75,8 +75,12 @@ class BayesianLora(PyroModule):
 
     def _setup_priors(self, prior: AnyPrior | Mapping[Role, AnyPrior]) -> nn.ModuleDict:
         by_role = prior if isinstance(prior, Mapping) else {"AB": prior}
-        if missing := [stack.role for stack in self.stacks if not any(stack.role in roles for roles in by_role)]:
-            raise ValueError(f"prior should have an entry for each of the roles A and B, and has none for {missing[0]}.")
+        if missing := [
+            stack.role for stack in self.stacks if not any(stack.role in roles for roles in by_role)
+        ]:
+            raise ValueError(
+                f"prior should have an entry for each of the roles A and B, and has none for {missing[0]}."
+            )
         generator = torch.Generator().manual_seed(self.seed)
         priors, initial = PyroModule[nn.ModuleDict](), self.lora_weights()
         for roles in sorted(by_role):

@@ -12,7 +12,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from bayeslora_pyro.adapters.slots import LinearOperator, Operator, Slot, checkpoints_within, replaced_parameters
+from bayeslora_pyro.adapters.slots import (
+    LinearOperator,
+    Operator,
+    Slot,
+    checkpoints_within,
+    replaced_parameters,
+)
 from bayeslora_pyro.adapters.stacks import activated, active_adapter, find_layers, leaf, leaves, stack_factors
 from bayeslora_pyro.types import Batch, Weights
 
@@ -63,6 +69,11 @@ class Adapter:
         """The factor of `B A` in the named layer, `lora_alpha / r` for plain LoRA."""
         return float(self._layers[name].scaling[self.adapter_name])
 
+    def frozen_weight(self, name: str) -> Tensor | None:
+        """The weight of the base layer under the named LoRA layer; None where it is quantised."""
+        weight = getattr(self._layers[name].get_base_layer(), "weight", None)
+        return weight if isinstance(weight, Tensor) and weight.is_floating_point() else None
+
     def lora_weights(self) -> dict[str, Tensor]:
         """Copies the factors that the PEFT model has now, in float32. Shapes `(L, d_o, d_i)`."""
         return {
@@ -85,7 +96,9 @@ class Adapter:
             or (parameter.requires_grad and not any(part in name for part in (".lora_", ".modules_to_save.")))
         }
 
-    def run_with(self, weights: Weights, batch: Batch, head: Mapping[str, Tensor] | None = None, **kwargs: Any) -> Any:
+    def run_with(
+        self, weights: Weights, batch: Batch, head: Mapping[str, Tensor] | None = None, **kwargs: Any
+    ) -> Any:
         """Runs the PEFT model on a batch with these factors.
 
         Args:
@@ -100,7 +113,9 @@ class Adapter:
         """
         inputs = {name: batch[name] for name in batch if name in self._accepted}
         if (num_draws := _num_draws(weights)) is not None:
-            inputs = {name: value.repeat(num_draws, *[1] * (value.dim() - 1)) for name, value in inputs.items()}
+            inputs = {
+                name: value.repeat(num_draws, *[1] * (value.dim() - 1)) for name, value in inputs.items()
+            }
         with self.bind(weights, head):
             return self.peft_model(**inputs, **kwargs)
 
@@ -121,7 +136,9 @@ class Adapter:
             yield self.peft_model
 
     @contextmanager
-    def _bound(self, operators: Mapping[tuple[str, str], Operator], head: Mapping[str, Tensor]) -> Iterator[None]:
+    def _bound(
+        self, operators: Mapping[tuple[str, str], Operator], head: Mapping[str, Tensor]
+    ) -> Iterator[None]:
         before: list[tuple[dict[str, nn.Module | None], nn.Module | None]] = []
         try:
             for stack in self.stacks:

@@ -79,7 +79,9 @@ def _leaf_name(name: str) -> str:
 
 
 @contextmanager
-def checkpoints_within(module: nn.Module, context: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+def checkpoints_within(
+    module: nn.Module, context: Callable[[], AbstractContextManager[None]]
+) -> Iterator[None]:
     """Has every gradient checkpoint of a `transformers` model enter a context again when it recomputes.
 
     The recomputation happens in the backward pass, long after the forward pass has left its context: without this, a

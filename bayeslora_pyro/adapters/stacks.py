@@ -87,14 +87,20 @@ def _check_layer(name: str, layer: LoraLayer, adapter_name: str) -> None:
             "Build the PEFT model with a plain LoraConfig (use_dora=False)."
         )
     if layer.merged:
-        raise ValueError(f"Layer {name!r} has its adapter merged into the base. Call peft_model.unmerge_adapter().")
+        raise ValueError(
+            f"Layer {name!r} has its adapter merged into the base. Call peft_model.unmerge_adapter()."
+        )
 
 
-def _nothing_found(adapter_name: str, layers: dict[str, LoraLayer], modules: list[tuple[str, nn.Module]]) -> str:
+def _nothing_found(
+    adapter_name: str, layers: dict[str, LoraLayer], modules: list[tuple[str, nn.Module]]
+) -> str:
     if layers:
         names = sorted({adapter for layer in layers.values() for adapter in layer.lora_A})
         return f"adapter_name={adapter_name!r} has no LoRA layer. The PEFT model has the adapters {', '.join(names)}."
-    candidates = sorted({name.rpartition(".")[2] for name, module in modules if isinstance(module, nn.Linear)})
+    candidates = sorted(
+        {name.rpartition(".")[2] for name, module in modules if isinstance(module, nn.Linear)}
+    )
     return (
         "The PEFT model has no LoRA layer. Build it with get_peft_model(base_model, LoraConfig(target_modules=[…])); "
         f"modules that can be targeted: {', '.join(candidates)}."
