@@ -1,0 +1,16 @@
+"""Real models and data by name, the user's own files, reproducible splits, and batches."""
+
+from .base_models import PACKAGED_MODELS as PACKAGED_MODELS
+from .base_models import default_target_modules as default_target_modules
+from .base_models import load_base_model as load_base_model
+from .catalogue import TASKS as TASKS
+from .catalogue import Task as Task
+from .catalogue import load_task as load_task
+from .encoding import label_token_ids as label_token_ids
+from .examples import Examples as Examples
+from .files import load_file as load_file
+from .loaders import make_loader as make_loader
+from .packages import fetch as fetch
+from .pins import PACKAGES as PACKAGES
+from .splits import Splits as Splits
+from .splits import split as split
