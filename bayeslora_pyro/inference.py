@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, nn
 
@@ -19,10 +18,10 @@ from bayeslora_pyro.checkpoints import load_modules, read_tensors, state_of, wri
 from bayeslora_pyro.config import FitConfig
 from bayeslora_pyro.elbo import ElboParts, PartsELBO
 from bayeslora_pyro.guides import Guide
+from bayeslora_pyro.isolation import derive_seed, local_rng, private_pyro
 from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.progress import progress_bar
-from bayeslora_pyro.randomness import derive_seed, local_rng
 from bayeslora_pyro.types import Batch
 
 __all__ = ["FitResult", "fit"]
@@ -87,7 +86,7 @@ def fit(
     run = _Run(model, guide, settings, Path(checkpoint) if checkpoint else None)
     if resume:
         run.restore()
-    with _quiet_pyro(), local_rng(settings.seed), _mode(model.adapter.peft_model, train=settings.dropout):
+    with private_pyro(), local_rng(settings.seed), _mode(model.adapter.peft_model, train=settings.dropout):
         run.go(loader, progress, callbacks)
     metadata = {"fit": asdict(settings), "num_data": model.num_data}
     return FitResult(Posterior(model, guide, history=run.history, metadata=metadata), run.history)
@@ -281,10 +280,3 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if received:
         raise KeyboardInterrupt
-
-
-@contextmanager
-def _quiet_pyro() -> Iterator[None]:
-    """Keeps parameters out of the global store, and does without validation in the inner loop."""
-    with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        yield

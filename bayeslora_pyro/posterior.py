@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
@@ -16,9 +15,9 @@ from torch import Tensor
 from bayeslora_pyro import folders
 from bayeslora_pyro.adapters import write_folder
 from bayeslora_pyro.guides import Guide
+from bayeslora_pyro.isolation import local_rng, private_pyro
 from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.prediction import Prediction, RegressionPrediction
-from bayeslora_pyro.randomness import local_rng
 from bayeslora_pyro.tiling import draws_per_pass
 from bayeslora_pyro.types import Batch, FactorStack, Weights
 
@@ -283,7 +282,7 @@ def _evaluating(model: BayesianLora) -> Iterator[None]:
     try:
         for module in modules:
             module.training = False
-        with torch.no_grad(), pyro.get_param_store().scope(), pyro.validation_enabled(False):
+        with torch.no_grad(), private_pyro():
             yield
     finally:
         for module, training in modules.items():

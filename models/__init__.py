@@ -9,9 +9,9 @@ from bayeslora_pyro.models.likelihoods import Classification as Classification
 from bayeslora_pyro.models.likelihoods import Likelihood as Likelihood
 from bayeslora_pyro.models.likelihoods import NextToken as NextToken
 from bayeslora_pyro.models.likelihoods import Regression as Regression
-from bayeslora_pyro.models.lora import BayesianLora as BayesianLora
 from bayeslora_pyro.models.lora import LIKELIHOODS as LIKELIHOODS
 from bayeslora_pyro.models.lora import PRIORS as PRIORS
+from bayeslora_pyro.models.lora import BayesianLora as BayesianLora
 
 __all__ = [
     "LIKELIHOODS",

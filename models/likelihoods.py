@@ -62,7 +62,7 @@ def _tiles(values: Tensor, count: int) -> Tensor:
 def _categorical(logits: Tensor, labels: Tensor | None) -> TorchDistribution:
     """Categorical over the last dimension, after a look at the labels."""
     classes = logits.shape[-1]
-    if labels is not None and labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+    if labels is not None and labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
         raise ValueError(
             f"labels reach from {int(labels.min())} to {int(labels.max())}, and there are {classes} classes: they "
             f"should lie in 0 … {classes - 1}. Set num_labels of the base model, or map the labels."

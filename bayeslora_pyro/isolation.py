@@ -1,4 +1,4 @@
-"""Random numbers that are a function of a seed alone."""
+"""What torch and Pyro keep globally, lent for the time of a context and then given back."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pyro
 import torch
 
-__all__ = ["derive_seed", "local_rng"]
+__all__ = ["derive_seed", "local_rng", "private_pyro"]
 
 
 def derive_seed(*key: int | str) -> int:
@@ -25,4 +26,12 @@ def local_rng(*key: int | str) -> Iterator[None]:
     """
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(*key))
+        yield
+
+
+@contextmanager
+def private_pyro() -> Iterator[None]:
+    """Runs Pyro with an empty store of parameters, which no other code sees, and without validation."""
+    store = pyro.get_param_store()  # noqa: TID251
+    with store.scope(), pyro.validation_enabled(False):
         yield
