@@ -168,8 +168,8 @@ def _rebuild(argument: str, part: Mapping[str, Any], table: Mapping[str, type[An
     """Makes a part again from its name and arguments; nothing but the names of a table can be made."""
     if part.get("type") not in table:
         raise ValueError(
-            f"The {argument} of this posterior is {part.get('class', part.get('type'))!r}, which is not one of the library's: "
-            f"give it to load as {argument}=…."
+            f"The {argument} of this posterior is {part.get('class', part.get('type'))!r}, and not one of the "
+            f"library's: give it to load as {argument}=…."
         )
     return table[part["type"]](*args, **part["config"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,7 +97,7 @@ class _Run:
 
     def __init__(self, model: BayesianLora, guide: Guide, config: FitConfig, checkpoint: Path | None) -> None:
         self.model, self.guide, self.config, self.checkpoint = model, guide, config, checkpoint
-        self.elbo = PartsELBO()
+        self.elbo = PartsELBO()  # type: ignore[no-untyped-call]
         self.history: list[Row] = []
         head = list(model.head.parameters())
         known = {id(parameter) for parameter in head}
@@ -221,7 +221,7 @@ def _check_finite(loss: Tensor, parts: ElboParts, step: int) -> None:
         )
 
 
-def _cycle(loader: Iterable[Batch], seed: int, skip: int) -> Iterator[Batch]:
+def _cycle(loader: Iterable[Batch], seed: int, skip: int) -> Generator[Batch]:
     """Goes through the loader for ever, each epoch in an order that is a function of the seed and the epoch."""
     generators = {
         g for g in (getattr(loader, "generator", None), _sampler_generator(loader)) if g is not None

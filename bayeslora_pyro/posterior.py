@@ -61,8 +61,8 @@ class Posterior:
     def site_dims(self) -> dict[str, tuple[str, ...]]:
         """The names of the dimensions of each latent site, such as `("adapter", "inducing_row", "inducing_col")`."""
         with _evaluating(self.model):
-            sites = self._trace(0, 0).nodes.items()
-        return {name: ("adapter", *site["infer"]["event_dims"]) for name, site in sites if _is_latent(site)}
+            sites: dict[str, Any] = dict(self._trace(0, 0).nodes)
+        return {n: ("adapter", *site["infer"]["event_dims"]) for n, site in sites.items() if _is_latent(site)}
 
     def sample(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Draws the latent sites. Shapes `(draw, L, …)`, by site name."""
@@ -95,7 +95,8 @@ class Posterior:
                 prior_trace = poutine.trace(
                     poutine.replay(self.model.sample_weights, trace=guide_trace)
                 ).get_trace()
-                rows.append(torch.stack([prior_trace.log_prob_sum(), guide_trace.log_prob_sum()]))
+                sums = (prior_trace.log_prob_sum(), guide_trace.log_prob_sum())
+                rows.append(torch.stack([torch.as_tensor(value) for value in sums]))
         log_p, log_q = torch.stack(rows, dim=-1).double()
         return log_p, log_q
 
@@ -124,7 +125,7 @@ class Posterior:
         return (
             Prediction(columns[0], observed)
             if len(columns) == 1
-            else RegressionPrediction(*columns, labels=observed)
+            else RegressionPrediction(columns[0], columns[1], observed)
         )
 
     def log_likelihood(
@@ -242,9 +243,8 @@ def _is_latent(site: Mapping[str, Any]) -> bool:
 
 
 def _stack_values(traces: Iterable[poutine.Trace]) -> dict[str, Tensor]:
-    draws = [
-        {name: site["value"] for name, site in trace.nodes.items() if _is_latent(site)} for trace in traces
-    ]
+    nodes: list[dict[str, Any]] = [dict(trace.nodes) for trace in traces]
+    draws = [{name: site["value"] for name, site in sites.items() if _is_latent(site)} for sites in nodes]
     return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
 

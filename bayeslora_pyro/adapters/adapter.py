@@ -45,7 +45,7 @@ class Adapter:
     def __init__(self, peft_model: nn.Module, adapter_name: str | None = None) -> None:
         if not isinstance(peft_model, PeftModel):
             raise TypeError(
-                f"peft_model is a {type(peft_model).__name__}: wrap it first, get_peft_model(base_model, LoraConfig(…))."
+                f"peft_model is a {type(peft_model).__name__}: wrap it first with get_peft_model(base_model, config)."
             )
         self._peft_model = (peft_model,)  # a tuple, so that no module that holds an Adapter takes it in
         self.adapter_name = adapter_name or active_adapter(peft_model)
@@ -139,13 +139,13 @@ class Adapter:
     def _bound(
         self, operators: Mapping[tuple[str, str], Operator], head: Mapping[str, Tensor]
     ) -> Iterator[None]:
-        before: list[tuple[dict[str, nn.Module | None], nn.Module | None]] = []
+        before: list[tuple[Any, nn.Module]] = []
         try:
             for stack in self.stacks:
                 for name in stack.adapters:
                     slot = self._slots[stack.name, name]
                     slot.operator = operators[stack.name, name]
-                    modules = leaves(self._layers[name], stack.role)._modules
+                    modules: Any = leaves(self._layers[name], stack.role)._modules
                     before.append((modules, modules[self.adapter_name]))
                     modules[self.adapter_name] = slot
             with replaced_parameters(self.peft_model, head), activated(self.peft_model, self.adapter_name):
