@@ -17,6 +17,7 @@ class FitConfig:
         num_steps: The number of optimizer steps.
         learning_rate: The step size of Adam for variational and prior parameters.
         head_learning_rate: The step size for trainable parameters outside LoRA, such as a fresh head.
+        weight_decay: The decoupled weight decay of AdamW; a prior makes it needless.
         schedule: How both step sizes go on: `"constant"`, or down to zero as `"linear"` or `"cosine"`.
         kl_weight: The weight of the divergences; 1 is the ELBO, anything else is called tempered.
         kl_warmup: The share of the steps over which the weight grows from zero.
@@ -31,6 +32,7 @@ class FitConfig:
     num_steps: int = 600
     learning_rate: float = 5e-3
     head_learning_rate: float = 1e-3
+    weight_decay: float = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     kl_weight: float = 0.02
     kl_warmup: float = 0.3
@@ -45,7 +47,7 @@ class FitConfig:
         for name in ("num_steps", "num_particles", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} should be at least 1, and is {getattr(self, name)}.")
-        for name in ("learning_rate", "head_learning_rate", "kl_weight", "checkpoint_every"):
+        for name in ("learning_rate", "head_learning_rate", "weight_decay", "kl_weight", "checkpoint_every"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} should not be negative, and is {getattr(self, name)}.")
         if not 0 <= self.kl_warmup <= 1:

@@ -109,7 +109,9 @@ class _Run:
             {"params": head, "lr": config.head_learning_rate, "initial_lr": config.head_learning_rate},
         ]
         self.parameters = rest + head
-        self.optimizer = torch.optim.Adam([group for group in groups if group["params"]])
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], weight_decay=config.weight_decay
+        )
 
     @property
     def step(self) -> int:

@@ -1,0 +1,16 @@
+"""Named recipes: a prior, a guide, a flow, and the settings of the fit."""
+
+from collections.abc import Callable
+from functools import partial
+
+from bayeslora_pyro.methods import bayesian_lora, lora
+from bayeslora_pyro.methods.recipe import Recipe as Recipe
+
+__all__ = ["METHODS", "Recipe"]
+
+METHODS: dict[str, Callable[..., Recipe]] = {
+    "lora": lora.build,
+    "bayesian-lora": bayesian_lora.build,
+    "bayesian-lora-mf": partial(bayesian_lora.build, transform=None),
+}
+"""The methods by name: each takes `(peft_model, likelihood, num_data, *, seed)`."""
