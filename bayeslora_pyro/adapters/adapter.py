@@ -20,7 +20,7 @@ from bayeslora_pyro.adapters.slots import (
     replaced_parameters,
 )
 from bayeslora_pyro.adapters.stacks import activated, active_adapter, find_layers, leaf, leaves, stack_factors
-from bayeslora_pyro.types import Batch, Weights
+from bayeslora_pyro.types import Batch, FactorStack, Weights
 
 __all__ = ["Adapter"]
 
@@ -75,16 +75,15 @@ class Adapter:
         return weight if isinstance(weight, Tensor) and weight.is_floating_point() else None
 
     def lora_weights(self) -> dict[str, Tensor]:
-        """Copies the factors that the PEFT model has now, in float32. Shapes `(L, d_o, d_i)`."""
+        """Copies the factors that the PEFT model has now, in float32 or better. Shapes `(L, d_o, d_i)`."""
         return {
-            stack.name: torch.stack(
-                [
-                    leaf(self._layers[name], stack.role, self.adapter_name).weight.detach().float()
-                    for name in stack.adapters
-                ]
-            )
+            stack.name: torch.stack([self._leaf_weight(stack, name) for name in stack.adapters])
             for stack in self.stacks
         }
+
+    def _leaf_weight(self, stack: FactorStack, name: str) -> Tensor:
+        weight = leaf(self._layers[name], stack.role, self.adapter_name).weight.detach()
+        return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
     def head_parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters of the PEFT model that are no LoRA factors, by name."""
