@@ -85,12 +85,14 @@ class Guide(AbstractPyroModule):
     def _setup(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
         for stack in self.stacks:
-            start = self.model.prior_of(stack).initial_latent(stack, generator)
+            prior = self.model.prior_of(stack)
+            start = prior.initial_latent(stack, generator)
             if start is not None:
                 own = PyroModule[nn.Module]()
                 setattr(self, stack.name, own)
-                noise_scale = start.new_full((len(stack),), self.initial_noise_scale)
-                own.raw_noise_scale = nn.Parameter(noise_scale.logit())
+                if prior.conditional(stack, start) is not None:
+                    noise_scale = start.new_full((len(stack),), self.initial_noise_scale)
+                    own.raw_noise_scale = nn.Parameter(noise_scale.logit())
                 self._setup_stack(stack, own, start, generator)
 
     @abstractmethod
@@ -137,7 +139,7 @@ class Guide(AbstractPyroModule):
 
     @final
     def noise_scale(self, stack: FactorStack) -> Tensor:
-        r"""The factor :math:`\lambda` of the conditional noise of each factor. Shape `(L,)`."""
+        r"""The factor :math:`\lambda` of the conditional noise, where the prior has one. Shape `(L,)`."""
         return cast(Tensor, self._own(stack).raw_noise_scale).sigmoid()
 
     @final  # type: ignore[misc]
@@ -158,9 +160,9 @@ class Guide(AbstractPyroModule):
     def _sample_stack(self, stack: FactorStack, prior: GuidedPrior) -> Tensor:
         name = prior.site(stack, str(prior.latent))
         latent: Tensor = pyro.sample(name, self.get_posterior(stack), infer=named_dims(prior.latent_dims))
-        conditional = prior.conditional(stack, latent, self.noise_scale(stack))
-        if conditional is None:
+        if not hasattr(self._own(stack), "raw_noise_scale"):  # the latent site is the weights
             return latent
+        conditional = prior.conditional(stack, latent, self.noise_scale(stack))
         weights: Tensor = pyro.sample(prior.site(stack, "W"), conditional, infer=named_dims(WEIGHT_DIMS))
         return weights
 

@@ -73,7 +73,7 @@ class FlowGuide(Guide):
             if self.model.prior_of(stack).latent is not None:
                 columns = self.base.get_base_dist(stack).event_shape[-1]
                 flow = StackedTransform(factory, len(stack), columns, seed=self.seed + index)
-                setattr(self, f"flow_{stack.name}", flow)
+                setattr(self, f"flow_{stack.name}", flow.to(next(self.base._own(stack).parameters())))
 
     def config(self) -> dict[str, Any]:
         """The arguments, beside the model, that make this guide again."""

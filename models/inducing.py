@@ -81,10 +81,10 @@ class InducingPrior(Prior):
             for side, count, width in (("row", self.rows, d_o), ("col", self.cols, d_i)):
                 locations = torch.randn(size, count, width, generator=generator) / count**0.5
                 setattr(own, f"z_{side}", nn.Parameter(locations.to(start)))
-                setattr(own, f"raw_d_{side}", nn.Parameter(torch.full((size, count), raw_nugget).to(start)))
-            log_scale = torch.full(
+                setattr(own, f"raw_d_{side}", nn.Parameter(start.new_full((size, count), raw_nugget)))
+            log_scale = start.new_full(
                 (size,), math.log(self.scale / math.sqrt(d_i if self.width_scaled else 1))
-            ).to(start)
+            )
             if self.learn_scale:
                 own.log_scale = nn.Parameter(log_scale)
             else:
