@@ -24,7 +24,7 @@ def lead(scored: ScoredSet | None, num_draws: int) -> str:
         f"On {len(scored.labels):,} items, averaged over {num_draws:,} draws, {accuracy:.1%} of the answers "
         f"are right and the mean confidence is {accuracy + gap:.1%}."
     )
-    if abs(gap) < 1.96 * error:
+    if abs(gap) < max(1.96 * error, 5e-4):
         return f"{opening} So many items show neither over- nor underconfidence on the whole."
     return f"{opening} The model is {'over' if gap > 0 else 'under'}confident by {100 * abs(gap):.1f} points."
 
