@@ -8,9 +8,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from bayeslora_pyro.cli.checks import check
 from bayeslora_pyro.cli.errors import CommandError, one_line
 from bayeslora_pyro.cli.parsing import parse
+from bayeslora_pyro.cli.plans import make_plan
 from bayeslora_pyro.cli.terminal import complain, quiet_libraries
 
 __all__ = ["main"]
@@ -29,11 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments or bool(os.environ.get("BAYESLORA_DEBUG"))
     try:
         call = parse(arguments)
-        check(call)
+        plan = make_plan(call)
         # Only now: torch, Pyro and transformers take seconds to import.
         with quiet_libraries(debug):
             command = importlib.import_module(f"bayeslora_pyro.cli.{call.command}")
-            command.run(call)
+            command.run(plan)
     except SystemExit as end:  # argparse has shown its help
         return int(end.code or 0)
     except KeyboardInterrupt as interrupt:

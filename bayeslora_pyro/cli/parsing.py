@@ -132,11 +132,13 @@ def _fill(parser: argparse.ArgumentParser, command: Command) -> None:
 
 def _settings(option: Option) -> dict[str, Any]:
     about = option.about.replace("`", "").replace('"', "").replace("%", "%%").rstrip(".")
-    if option.default not in (None, False):
+    if option.default is not None and not option.type.is_switch:
         about += f" (default: {option.default})"
     settings: dict[str, Any] = {"dest": option.name, "default": None, "help": about}
-    if option.type.is_switch:
+    if option.type.has_no_form:
         return settings | {"action": argparse.BooleanOptionalAction}
+    if option.type.is_switch:
+        return settings | {"action": "store_true"}
     if option.type.many:
         settings |= {"nargs": "+", "action": "extend"}
     return settings | {"metavar": option.type.metavar}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bayeslora_pyro.cli.errors import CommandError
 
-__all__ = ["CHECKPOINT", "RECORD", "read_record", "write_json"]
+__all__ = ["CHECKPOINT", "FORMAT", "RECORD", "read_record", "write_json"]
 
 RECORD = "run.json"
 CHECKPOINT = "checkpoint.safetensors"
@@ -48,13 +46,8 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file under another name and then moves it into place, so that it is never half there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    """Writes a JSON file so that it is never half there."""
+    from bayeslora_pyro.checkpoints import replace_file  # imports torch, which reading needs not
+
+    text = json.dumps(content, indent=2) + "\n"
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ValueType", "number", "one_of", "switch", "text", "texts", "whole"]
+__all__ = ["ValueType", "number", "once", "one_of", "switch", "text", "texts", "whole"]
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,15 @@ class ValueType:
         convert: Makes the Python value, or raises a ValueError that says what to give.
         metavar: How the value is called in the help.
         many: Whether a flag takes several values.
-        is_switch: Whether a flag takes none, and has a `--no-` form.
+        is_switch: Whether a flag takes none.
+        has_no_form: Whether such a flag has a `--no-` form too.
     """
 
     convert: Callable[[Any], Any]
     metavar: str
     many: bool = False
     is_switch: bool = False
+    has_no_form: bool = False
 
 
 def _text(value: Any) -> str:
@@ -44,9 +46,19 @@ def _switch(value: Any) -> bool:
     return value
 
 
-text = ValueType(_text, "TEXT")
-texts = ValueType(_texts, "NAME", many=True)
-switch = ValueType(_switch, "", is_switch=True)
+switch = ValueType(_switch, "", is_switch=True, has_no_form=True)
+once = ValueType(_switch, "", is_switch=True)
+
+
+def text(metavar: str = "NAME") -> ValueType:
+    """Some text."""
+    return ValueType(_text, metavar)
+
+
+def texts(metavar: str = "NAME") -> ValueType:
+    """Several texts, as a list in a file, and one after another or between commas behind a flag."""
+    return ValueType(_texts, metavar, many=True)
+
 
 
 def whole(minimum: int | None = None) -> ValueType:
