@@ -88,9 +88,10 @@ def build_guide(
 
 def _build(argument: str, part: Description, table: Mapping[str, type[Any]], *args: Any) -> Any:
     """Makes a part again; nothing but the names of a table can be made."""
-    if (name := part.get("type")) not in table:
+    name = part.get("type")
+    if not isinstance(name, str) or name not in table:
         raise ValueError(
-            f"The {argument} of this posterior is {part.get('class', name)!r}, which is not one of the library's: "
+            f"The {argument} of this posterior is {name or part.get('class')!r}, which is not one of the library's: "
             f"give it to load as {argument}=…."
         )
     return table[name](*args, **part["config"])

@@ -52,7 +52,8 @@ class Adapter:
     def __init__(self, peft_model: nn.Module, adapter_name: str | None = None) -> None:
         if not isinstance(peft_model, PeftModel):
             raise TypeError(
-                f"peft_model is a {type(peft_model).__name__}: wrap it first, get_peft_model(base_model, LoraConfig(…))."
+                f"peft_model is a {type(peft_model).__name__}, and no PeftModel: "
+                "wrap it first, get_peft_model(base_model, LoraConfig(…))."
             )
         self._peft_model = (peft_model,)  # a tuple, so that no module that holds an Adapter takes it in
         self.adapter_name = adapter_name or active_adapter(peft_model)
@@ -149,17 +150,17 @@ class Adapter:
     def _bound(
         self, slots: Sequence[tuple[nn.ModuleDict, Slot]], head: Mapping[str, Tensor]
     ) -> Iterator[None]:
-        before: list[tuple[nn.ModuleDict, nn.Module | None]] = []
         check_unmerged(self._layers)
+        leaves_of = [factors._modules for factors, _ in slots]
+        before = [modules[self.adapter_name] for modules in leaves_of]
         try:
-            for factors, slot in slots:
-                before.append((factors, factors._modules[self.adapter_name]))
-                factors._modules[self.adapter_name] = slot
+            for modules, (_, slot) in zip(leaves_of, slots, strict=True):
+                modules[self.adapter_name] = slot
             with replaced_parameters(self.peft_model, head), activated(self.peft_model, self.adapter_name):
                 yield
         finally:
-            for factors, module in reversed(before):
-                factors._modules[self.adapter_name] = module
+            for modules, module in zip(leaves_of, before, strict=True):
+                modules[self.adapter_name] = module
 
 
 def _at_least_single(parameter: Tensor) -> Tensor:

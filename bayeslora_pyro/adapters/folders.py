@@ -83,7 +83,9 @@ def load_peft_model(
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{folder / PEFT_CONFIG} is damaged: restore it from a copy, or fit again.") from error
+        raise ValueError(
+            f"{folder / PEFT_CONFIG} is damaged: restore it from a copy, or fit again."
+        ) from error
     base = load_base(config, description["settings"]) if base_model is None else base_model
     check_base(base, description)
     return cast(

@@ -79,8 +79,12 @@ def _has_adapter(layer: LoraLayer, adapter_name: str) -> bool:
 
 
 def _check_layer(name: str, layer: LoraLayer, adapter_name: str) -> None:
-    by_hand = isinstance(layer, (MultiheadAttention, ParamWrapper))  # these add the product of A and B to a weight
-    if by_hand or adapter_name not in layer.lora_A or type(leaf(layer, "A", adapter_name)) is not nn.Linear:
+    adds_to_weight = isinstance(layer, MultiheadAttention | ParamWrapper)
+    if (
+        adds_to_weight
+        or adapter_name not in layer.lora_A
+        or type(leaf(layer, "A", adapter_name)) is not nn.Linear
+    ):
         raise ValueError(
             f"Layer {name!r} is no linear layer: its LoRA factors cannot be stacked. Leave it out of the LoraConfig."
         )
@@ -91,7 +95,9 @@ def _check_layer(name: str, layer: LoraLayer, adapter_name: str) -> None:
             "Build the PEFT model with a plain LoraConfig (use_dora=False)."
         )
     if leaf(layer, "B", adapter_name).bias is not None:
-        raise ValueError(f"Layer {name!r} has a bias on its factor B. Build the PEFT model with lora_bias=False.")
+        raise ValueError(
+            f"Layer {name!r} has a bias on its factor B. Build the PEFT model with lora_bias=False."
+        )
 
 
 def check_unmerged(layers: Mapping[str, LoraLayer]) -> None:
