@@ -205,7 +205,7 @@ class Regression(Likelihood):
         self.noise = noise
         self.initial_scale = scale
         if noise == "learned":
-            self.scale = PyroParam(torch.tensor(float(scale)), constraints.positive)
+            self.scale: Any = PyroParam(torch.tensor(float(scale)), constraints.positive)
 
     def config(self) -> dict[str, Any]:
         """The arguments that make this likelihood again."""
@@ -217,8 +217,8 @@ class Regression(Likelihood):
         wanted = 1 if self.noise == "learned" else 2
         if values.shape[-1] != wanted:
             raise ValueError(
-                f"The head has {values.shape[-1]} outputs, and noise={self.noise!r} takes {wanted}: load the base model "
-                f"with num_labels={wanted}."
+                f"The head has {values.shape[-1]} outputs, and noise={self.noise!r} takes {wanted}: "
+                f"load the base model with num_labels={wanted}."
             )
         scale = self.scale if wanted == 1 else torch.nn.functional.softplus(values[..., 1]) + 1e-6
         return dist.Normal(values[..., 0], scale)

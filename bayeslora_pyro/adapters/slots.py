@@ -46,9 +46,15 @@ class LinearOperator:
 
 
 class Slot(nn.Module):
-    """Applies the operator bound to it."""
+    """Applies an operator.
 
-    operator: Operator
+    Args:
+        operator: What to apply.
+    """
+
+    def __init__(self, operator: Operator) -> None:
+        super().__init__()
+        self.operator = operator
 
     @property
     def weight(self) -> Tensor:
