@@ -3,6 +3,7 @@
 from bayeslora_pyro.adapters.adapter import Adapter as Adapter
 from bayeslora_pyro.adapters.bases import describe_base as describe_base
 from bayeslora_pyro.adapters.bases import unchanged_on_failure as unchanged_on_failure
+from bayeslora_pyro.adapters.build import add_lora as add_lora
 from bayeslora_pyro.adapters.folders import PEFT_CONFIG as PEFT_CONFIG
 from bayeslora_pyro.adapters.folders import PEFT_TENSORS as PEFT_TENSORS
 from bayeslora_pyro.adapters.folders import load_peft_model as load_peft_model
@@ -16,6 +17,7 @@ __all__ = [
     "Adapter",
     "LinearOperator",
     "Operator",
+    "add_lora",
     "describe_base",
     "load_peft_model",
     "unchanged_on_failure",
