@@ -157,10 +157,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} has format {known}, and this version reads {FORMAT}: update bayeslora-pyro."
         )
-    if known != FORMAT or (wrong := _first_wrong(record, RECORD)):
-        raise ValueError(
-            f"{path} is damaged (at {wrong if known == FORMAT else 'format'!r}): restore it from a copy, or fit again."
-        )
+    if wrong := "format" if known != FORMAT else _first_wrong(record, RECORD):
+        raise ValueError(f"{path} is damaged (at {wrong!r}): restore it from a copy, or fit again.")
     _check_files(folder, record["sha256"])
     return record
 

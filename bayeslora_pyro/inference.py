@@ -108,7 +108,7 @@ class _Run:
 
     def __init__(self, model: BayesianLora, guide: Guide, config: FitConfig, checkpoint: Path | None) -> None:
         self.model, self.guide, self.config, self.checkpoint = model, guide, config, checkpoint
-        self.elbo = PartsELBO()
+        self.elbo = PartsELBO()  # type: ignore[no-untyped-call]
         self.history: list[Row] = []
         head = list(model.head.parameters())
         known = {id(parameter) for parameter in head}

@@ -25,7 +25,8 @@ NUM_DATA = 7
 def split(batch: Batch, size: int) -> list[Batch]:
     items = len(batch["labels"])
     return [
-        {name: value[first : first + size] for name, value in batch.items()} for first in range(0, items, size)
+        {name: value[first : first + size] for name, value in batch.items()}
+        for first in range(0, items, size)
     ]
 
 
@@ -63,7 +64,7 @@ def mean_elbo(size: int, accumulate: int) -> float:
 
 
 def exact_elbo() -> float:
-    model, guide = certain()
+    model, _ = certain()
     logits = model.run_with(model.lora_weights(), batch := tiny_batch(items=NUM_DATA)).logits
     log_likelihood = -nn.functional.cross_entropy(logits, batch["labels"], reduction="sum")
     factors = torch.cat([weight.flatten() for weight in model.lora_weights().values()])
@@ -110,9 +111,7 @@ def test_parts_are_shown_and_add_up() -> None:
     )
     weights = sum(w.numel() for w in model.lora_weights().values())
     kl_w = weights * (0.2**2 / 2 - math.log(0.2) - 0.5)
-    history = fit(
-        model, guide, data(), num_steps=10, kl_weight=0.5, kl_warmup=0.4, progress=False
-    ).history
+    history = fit(model, guide, data(), num_steps=10, kl_weight=0.5, kl_warmup=0.4, progress=False).history
     assert history[0]["kl_V"] == pytest.approx(kl_v / NUM_DATA, rel=1e-5)
     assert history[0]["kl_W"] == pytest.approx(kl_w / NUM_DATA, rel=1e-5)
     for step, row in enumerate(history):
@@ -128,8 +127,10 @@ def test_kl_weight_tempers_the_divergences_only() -> None:
         fit(model, guide, data()[:1], num_steps=1, kl_weight=kl_weight, kl_warmup=0.0, progress=False)
         return torch.cat([p.grad.flatten() for p in guide.parameters() if p.grad is not None])
 
-    model, guide = certain()
-    prior = torch.cat([loc.detach().flatten() for name, loc in guide.named_parameters() if name.endswith("loc")])
+    _, guide = certain()
+    prior = torch.cat(
+        [loc.detach().flatten() for name, loc in guide.named_parameters() if name.endswith("loc")]
+    )
     none, half, one = (guide_gradient(weight) for weight in (0.0, 0.5, 1.0))
     torch.testing.assert_close(one - none, prior / NUM_DATA, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(half - none, prior / (2 * NUM_DATA), rtol=1e-4, atol=1e-6)
@@ -208,7 +209,8 @@ def test_gradient_checkpointing_is_used_without_dropout(monkeypatch: pytest.Monk
     calls: list[None] = []
     checkpoint = torch.utils.checkpoint.checkpoint
     monkeypatch.setattr(
-        "bayeslora_pyro.adapters.slots.checkpoint", lambda *a, **k: (calls.append(None), checkpoint(*a, **k))[1]
+        "bayeslora_pyro.adapters.slots.checkpoint",
+        lambda *a, **k: (calls.append(None), checkpoint(*a, **k))[1],
     )
     model, guide = pair()
     checkpoint_gradients(model.adapter.peft_model)
@@ -247,7 +249,14 @@ def test_nan_loss_names_step_and_site_and_leaves_the_last_good_state(tmp_path: A
     states = []
     note = lambda row: states.append({n: p.detach().clone() for n, p in learned(model, guide).items()})  # noqa: E731
     with pytest.raises(FloatingPointError, match=r"Step 3: the loss is nan.*'y'.*Lower learning_rate"):
-        fit(model, guide, list(with_nan_label(3)), progress=False, checkpoint=tmp_path / "run", callbacks=[note])
+        fit(
+            model,
+            guide,
+            list(with_nan_label(3)),
+            progress=False,
+            checkpoint=tmp_path / "run",
+            callbacks=[note],
+        )
     tensors, header = read_tensors(tmp_path / "run")
     assert len(header["history"]) == len(states) == 3
     for name, value in states[-1].items():
