@@ -188,20 +188,27 @@ class Posterior:
         return weights
 
     def draws(self, num_draws: int, folder: str | Path, seed: int = 0) -> list[Path]:
-        """Writes draws as ordinary PEFT folders, which any multi-LoRA server can load.
+        """Writes draws as ordinary PEFT folders, which any multi-LoRA server can load; all of them or none.
 
         Args:
             num_draws: The number of draws.
-            folder: Where the folders `draw-000`, `draw-001`, … go.
+            folder: Where the folders `draw-000`, `draw-001`, … go; draws that are there already are replaced.
             seed: The seed of the draws.
+
+        Raises:
+            ValueError: If the folder holds something else.
         """
-        paths = [Path(folder) / f"draw-{index:03d}" for index in range(_count(num_draws))]
-        for index, path in enumerate(paths):
-            folders.save_draw(self, path, seed, index)
-        return paths
+        return folders.save_draws(self, Path(folder), _count(num_draws), seed)
 
     def save(self, folder: str | Path) -> None:
-        """Writes a folder that PEFT loads as the posterior mean, and :meth:`load` as the posterior itself."""
+        """Writes a folder that PEFT loads as the posterior mean, and :meth:`load` as the posterior itself.
+
+        Args:
+            folder: The folder. A posterior that is there already is replaced once the new one is complete.
+
+        Raises:
+            ValueError: If the folder holds something else.
+        """
         folders.save(self, Path(folder))
 
     @classmethod
