@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from bayeslora_pyro.cli.loaded import LoadedRun
 from bayeslora_pyro.cli.plans import Plan
 from bayeslora_pyro.cli.terminal import say, working
-from bayeslora_pyro.folders import new_folder
 
 __all__ = ["run"]
 
@@ -17,7 +17,13 @@ def run(plan: Plan) -> None:
     options = plan.options
     folder = Path(options["output"] or plan.folder / "draws")
     posterior = LoadedRun(plan.folder, plan.record or {}).posterior
-    with working("writing draws"), new_folder(folder, "draw-000") as target:
-        paths = posterior.draws(options["num"], target, options["seed"])
-    say(f"Wrote {len(paths)} PEFT folders, {folder / paths[0].name} to {paths[-1].name}.")
-    say(f'Each loads with PeftModel.from_pretrained(base_model, "{folder / paths[0].name}").')
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with working("writing draws"), TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as room:
+        paths = posterior.draws(options["num"], Path(room, "new"), options["seed"])
+        if folder.exists():
+            folder.rmdir()  # the plan found it empty
+        Path(room, "new").rename(folder)
+    names = [path.name for path in paths]
+    shown = names if len(names) < 4 else [names[0], "…", names[-1]]
+    say(f"Wrote {', '.join(shown)} in {folder}.")
+    say(f'Each loads with PeftModel.from_pretrained(base_model, "{folder / names[0]}").')
