@@ -75,7 +75,7 @@ _PARTS = (
 if not TYPE_CHECKING:  # type checkers would take any name for granted
 
     def __getattr__(name: str) -> Any:
-        """Finds a name when it is first used: torch and Pyro take seconds, which `bayeslora --help` need not wait for."""
+        """Finds a name when it is first used: torch takes seconds, which `bayeslora --help` need not wait for."""
         from importlib import import_module
 
         if name in _PARTS:

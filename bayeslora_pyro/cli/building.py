@@ -34,7 +34,12 @@ _KINDS = {
 }
 """By the kind of the examples: what the base model predicts, PEFT's word for it, the likelihood."""
 
-_GUIDE = {"transform": "transform", "depth": "depth", "guide.scale": "scale", "guide.noise_scale": "noise_scale"}
+_GUIDE = {
+    "transform": "transform",
+    "depth": "depth",
+    "guide.scale": "scale",
+    "guide.noise_scale": "noise_scale",
+}
 """The options that are arguments of the guide."""
 
 
@@ -65,7 +70,9 @@ class Language:
         )
 
 
-def load_language(options: Mapping[str, Any], kind: str, num_classes: int, max_length: int | None) -> Language:
+def load_language(
+    options: Mapping[str, Any], kind: str, num_classes: int, max_length: int | None
+) -> Language:
     """Loads the base model that the options name.
 
     Args:
@@ -78,12 +85,12 @@ def load_language(options: Mapping[str, Any], kind: str, num_classes: int, max_l
     dtype = None if options["dtype"] is None else getattr(torch, options["dtype"])
     num_labels = num_classes if kind == "classification" else None
     _check_model(name)
-    with blame("--model", None if name in PACKAGED_MODELS else name):
+    with blame("--model", name, everything=True):
         task_type: Any = _KINDS[kind][0]
         base_model, tokenizer = load_base_model(
             name, task_type=task_type, num_labels=num_labels, dtype=dtype, seed=options["seed"]
         )
-    device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    device: Any = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     with blame("--device", device):
         try:
             base_model = base_model.to(device)
@@ -138,7 +145,7 @@ def make_recipe(peft_model: nn.Module, options: Mapping[str, Any], kind: str, nu
         for name, value in options.items()
         if name.startswith("prior.") and value is not None
     }
-    guide = {key: options[name] for name, key in _GUIDE.items() if options[name] is not None}
+    guide: dict[str, Any] = {key: options[name] for name, key in _GUIDE.items() if options[name] is not None}
     if prior or guide:
         recipe = _changed(recipe, options["method"], prior, guide)
     settings = {name: options[name] for name in vars(FitConfig()) if options[name] is not None}
@@ -155,8 +162,10 @@ def _changed(recipe: Recipe, method: str, prior: dict[str, Any], guide: dict[str
         *((f"--prior.{name.replace('_', '-')}", name, own.config()) for name in prior),
         *((flags[name], name, known) for name in guide),
     ):
-        if name not in table or (name == "noise_scale" and recipe.num_draws == 1):
-            raise CommandError(f"{flag} does not fit --method {method}: leave it out, or choose another method")
+        if name not in table or own.latent is None:
+            raise CommandError(
+                f"{flag} does not fit --method {method}: leave it out, or choose another method"
+            )
     with blame(_named(prior, guide, flags)):
         model = BayesianLora(
             recipe.model.adapter.peft_model,

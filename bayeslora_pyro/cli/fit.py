@@ -72,7 +72,11 @@ def _fit(plan: Plan, record: dict[str, Any], data: RunData, language: Language, 
             callbacks=[lambda row: steps.append(row["step"])],
         )
     except KeyboardInterrupt:
-        done = f"after step {int(steps[-1]) + 1} of {recipe.config.num_steps}" if steps else "before the first step"
+        done = (
+            f"after step {int(steps[-1]) + 1} of {recipe.config.num_steps}"
+            if steps
+            else "before the first step"
+        )
         raise KeyboardInterrupt(
             f"interrupted {done}; to go on: bayeslora fit --resume --output {plan.folder}"
         ) from None

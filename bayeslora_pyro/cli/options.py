@@ -167,6 +167,7 @@ COMMANDS: dict[str, Command] = {
             *_SHIFTS,
             Option("num_draws", whole(1), "the number of draws", 32),
             _DRAW_SEED,
+            Option("khat", switch, "score the training set too (default: if it has at most 2000 items)"),
             Option("output", text("FILE"), "the page (default: report.html in the folder of the run)"),
         ),
         True,

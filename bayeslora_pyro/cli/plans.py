@@ -88,8 +88,8 @@ def _plan_resumed(folder: Path, given: Mapping[str, Any]) -> Plan:
             value = str(Path(value).resolve())
         if name not in _FREE and known.get(name) != value:
             raise CommandError(
-                f"--{name.replace('_', '-')} {value}: the run in {folder} has {known.get(name)}: leave it out, or start "
-                "a new run in another --output"
+                f"--{name.replace('_', '-')} {value}: the run in {folder} has {known.get(name)}: leave it out, or "
+                "start a new run in another --output"
             )
     options = with_values("fit", {**known, **{name: given[name] for name in _FREE & set(given)}})
     _check_file("--data", options["data"])
@@ -106,7 +106,9 @@ def default_folder(options: Mapping[str, Any]) -> Path:
 def _check_data(options: Mapping[str, Any]) -> None:
     task, data = options["task"], options["data"]
     if task is None and data is None:
-        hint = f": {options['output']} holds no run to resume" if options["resume"] and options["output"] else ""
+        hint = (
+            f": {options['output']} holds no run to resume" if options["resume"] and options["output"] else ""
+        )
         raise CommandError(f"--task or --data is missing{hint}: give a packaged data set or your own file")
     if task is not None and data is not None:
         raise CommandError(f"--task {task} and --data {data} were both given: give one of them")
@@ -120,8 +122,8 @@ def _check_data(options: Mapping[str, Any]) -> None:
     label, target = options["label_column"], options["target_column"]
     if label is not None and target is not None:
         raise CommandError(
-            f"--label-column {label} and --target-column {target} were both given: give the first for a classification, "
-            "the second for a regression"
+            f"--label-column {label} and --target-column {target} were both given: give the first for a "
+            "classification, the second for a regression"
         )
     _check_file("--data", data)
 
