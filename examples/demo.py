@@ -54,15 +54,21 @@ def evaluation_loader(examples: Examples, tokenizer: Any) -> Any:
     return make_loader(examples, tokenizer, batch_size=64, shuffle=False, group_by_length=True, max_length=64)
 
 
-def evaluate(posterior: Posterior, sets: dict[str, Examples], tokenizer: Any, num_draws: int) -> tuple[Scores, Scores]:
+def evaluate(
+    posterior: Posterior, sets: dict[str, Examples], tokenizer: Any, num_draws: int
+) -> tuple[Scores, Scores]:
     """Scores a posterior on the test set and the shifts, as it is and with a temperature from the tuning set."""
-    tuning = posterior.predict(evaluation_loader(sets["tuning"], tokenizer), num_draws) if num_draws == 1 else None
+    tuning = (
+        posterior.predict(evaluation_loader(sets["tuning"], tokenizer), num_draws) if num_draws == 1 else None
+    )
     temperature = temperature_scale(tuning.log_probs[0], tuning.labels) if tuning else 1.0
     plain, scaled = {}, {}
     for name in ("sentiment", *SHIFTS):
         prediction = posterior.predict(evaluation_loader(sets[name], tokenizer), num_draws)
         plain[name] = prediction.evaluate()
-        scaled[name] = evaluate_log_probs((prediction.log_probs / temperature).log_softmax(-1), prediction.labels)
+        scaled[name] = evaluate_log_probs(
+            (prediction.log_probs / temperature).log_softmax(-1), prediction.labels
+        )
     return plain, scaled
 
 
@@ -75,7 +81,9 @@ def run_seed(seed: int, num_steps: int, output: Path, console: Console) -> dict[
         result, tokenizer, num_draws = fit_method(name, sets, seed, num_steps)
         fitted = time.perf_counter()
         plain, scaled = evaluate(result.posterior, sets, tokenizer, num_draws)
-        console.print(f"  fitted in {fitted - start:.0f} s, evaluated in {time.perf_counter() - fitted:.0f} s")
+        console.print(
+            f"  fitted in {fitted - start:.0f} s, evaluated in {time.perf_counter() - fitted:.0f} s"
+        )
         scores[name] = plain
         if name == "lora":
             scores["lora+ts"] = scaled
@@ -83,7 +91,9 @@ def run_seed(seed: int, num_steps: int, output: Path, console: Console) -> dict[
             posterior = result.posterior
             posterior.metadata |= {"method": name, "base_model": "minilm"}
             posterior.save(output / "posterior")
-            container = to_arviz(posterior, evaluation_loader(sets["sentiment"].select(range(200)), tokenizer))
+            container = to_arviz(
+                posterior, evaluation_loader(sets["sentiment"].select(range(200)), tokenizer)
+            )
             report(container, output / "report.html")
     return scores
 
@@ -95,7 +105,9 @@ def summarise(runs: list[dict[str, Scores]]) -> dict[str, dict[str, dict[str, di
             name: {
                 metric: {
                     "mean": statistics.fmean(run[method][name][metric] for run in runs),
-                    "sd": statistics.stdev(run[method][name][metric] for run in runs) if len(runs) > 1 else 0.0,
+                    "sd": statistics.stdev(run[method][name][metric] for run in runs)
+                    if len(runs) > 1
+                    else 0.0,
                 }
                 for metric in metrics
             }
@@ -107,7 +119,9 @@ def summarise(runs: list[dict[str, Scores]]) -> dict[str, dict[str, dict[str, di
 
 def show(summary: dict[str, Any], num_seeds: int, kl_weight: float, console: Console) -> None:
     """Prints the table."""
-    title = f"Mean of {num_seeds} seed{'s' * (num_seeds > 1)}; Bayesian-LoRA tempered, KL weight {kl_weight:g}"
+    title = (
+        f"Mean of {num_seeds} seed{'s' * (num_seeds > 1)}; Bayesian-LoRA tempered, KL weight {kl_weight:g}"
+    )
     table = Table("set", "method", *SHOWN, title=title)
     for name in ("sentiment", *SHIFTS):
         for method, sets in summary.items():

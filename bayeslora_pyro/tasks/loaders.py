@@ -58,7 +58,9 @@ class _ShuffledGroups(Sampler[int]):
             run = sorted(items[start : start + GROUP * size], key=lambda item: self.lengths[item])
             batches = [run[i : i + size] for i in range(0, len(run), size)]
             if len(batches[-1]) == size:  # a short batch has to be the last
-                batches = [batches[i] for i in torch.randperm(len(batches), generator=self.generator).tolist()]
+                batches = [
+                    batches[i] for i in torch.randperm(len(batches), generator=self.generator).tolist()
+                ]
             for batch in batches:
                 yield from batch
 
@@ -114,7 +116,11 @@ def make_loader(
         order = sorted(range(len(lengths)), key=lambda item: -lengths[item])
         sampler = _ShuffledGroups(lengths, batch_size, generator) if shuffle else order
         return DataLoader(
-            _Features(features), batch_size=batch_size, sampler=sampler, generator=generator, collate_fn=collate
+            _Features(features),
+            batch_size=batch_size,
+            sampler=sampler,
+            generator=generator,
+            collate_fn=collate,
         )
     return DataLoader(
         _Features(features), batch_size=batch_size, shuffle=shuffle, generator=generator, collate_fn=collate
