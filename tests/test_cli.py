@@ -34,7 +34,9 @@ sys.stderr.write(f"{code} {slow} {time.process_time():.2f}")
 MOODS = ["--text-column", "review", "--label-column", "mood"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["--version"], ["fit", "--nmu-steps", "3"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["fit", "--help"], ["--version"], ["fit", "--nmu-steps", "3"]]
+)
 def test_starts_without_anything_slow(arguments: list[str]) -> None:
     command = [sys.executable, "-c", STARTUP, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -72,7 +74,9 @@ def test_help_fits_into_80_columns(command: str, capsys, monkeypatch) -> None:
 
 def test_options_are_those_of_the_parts() -> None:
     names = {option.name for option in COMMANDS["fit"].options}
-    assert {name.partition(".")[2] for name in names if name.startswith("prior.")} == set(InducingPrior().config())
+    assert {name.partition(".")[2] for name in names if name.startswith("prior.")} == set(
+        InducingPrior().config()
+    )
     assert set(FitConfig.__dataclass_fields__) <= names
     assert {"transform", "depth"} <= names & set(FlowGuide.__init__.__kwdefaults__)
     assert all(option.about for option in COMMANDS["fit"].options)
@@ -94,7 +98,17 @@ def test_fit_writes_a_run(fitted: Path, bert: Path) -> None:
 
 
 def test_fit_says_what_it_does(fitted: Path, bert: Path, tmp_path: Path, capsys) -> None:
-    common = ["fit", "--model", bert, "--data", fitted / "reviews.csv", *MOODS, *FAST, "--output", tmp_path / "run"]
+    common = [
+        "fit",
+        "--model",
+        bert,
+        "--data",
+        fitted / "reviews.csv",
+        *MOODS,
+        *FAST,
+        "--output",
+        tmp_path / "run",
+    ]
     assert bayeslora(*common) == 0
     captured = capsys.readouterr()
     output = " ".join(captured.out.split())
@@ -104,7 +118,9 @@ def test_fit_says_what_it_does(fitted: Path, bert: Path, tmp_path: Path, capsys)
     assert f"LoRA's {counts.lora:,}" in output
     assert f"{counts.extra:,} more than LoRA" in output or f"{-counts.extra:,} fewer than LoRA" in output
     assert "a tempered ELBO (KL weight 0.02)" in output
-    assert f"Next: bayeslora evaluate {tmp_path / 'run'}" in captured.out.replace("\n", " ").replace("  ", " ")
+    assert f"Next: bayeslora evaluate {tmp_path / 'run'}" in captured.out.replace("\n", " ").replace(
+        "  ", " "
+    )
 
 
 def load(folder: Path, bert: Path) -> Posterior:
@@ -152,7 +168,9 @@ def test_evaluate_writes_the_figures(fitted: Path, bert: Path, tmp_path: Path, c
     assert [path.name for path in target.parent.iterdir()] == ["metrics.json"]
 
 
-def test_evaluate_fits_a_temperature_on_the_tuning_set(fitted: Path, bert: Path, tmp_path: Path, capsys) -> None:
+def test_evaluate_fits_a_temperature_on_the_tuning_set(
+    fitted: Path, bert: Path, tmp_path: Path, capsys
+) -> None:
     target = tmp_path / "metrics.json"
     assert bayeslora("evaluate", fitted / "run", "--temperature", "--num-draws", 2, "--json", target) == 0
     splits, predict = by_hand(fitted, bert, num_draws=2)
@@ -209,8 +227,20 @@ def interrupt_at(step: int, monkeypatch) -> None:
     monkeypatch.setattr(FitConfig, "kl_weight_at", press)
 
 
-def test_resumed_run_gives_the_same_numbers(fitted: Path, bert: Path, tmp_path: Path, capsys, monkeypatch) -> None:
-    common = ["fit", "--model", bert, "--data", fitted / "reviews.csv", *MOODS, *FAST, "--output", tmp_path / "run"]
+def test_resumed_run_gives_the_same_numbers(
+    fitted: Path, bert: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    common = [
+        "fit",
+        "--model",
+        bert,
+        "--data",
+        fitted / "reviews.csv",
+        *MOODS,
+        *FAST,
+        "--output",
+        tmp_path / "run",
+    ]
     with monkeypatch.context() as patch:
         interrupt_at(2, patch)
         assert bayeslora(*common) == 130
@@ -218,7 +248,10 @@ def test_resumed_run_gives_the_same_numbers(fitted: Path, bert: Path, tmp_path: 
     assert last == (
         f"bayeslora: interrupted after step 2 of 4; to go on: bayeslora fit --resume --output {tmp_path / 'run'}"
     )
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint.safetensors", "run.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "checkpoint.safetensors",
+        "run.json",
+    ]
     assert bayeslora("evaluate", tmp_path / "run") == 2
     assert "holds an interrupted fit" in capsys.readouterr().err
     assert bayeslora("fit", "--resume", "--output", tmp_path / "run") == 0
@@ -228,7 +261,9 @@ def test_resumed_run_gives_the_same_numbers(fitted: Path, bert: Path, tmp_path: 
     assert "there is nothing to resume" in capsys.readouterr().out
 
 
-def test_interrupt_before_the_fit_leaves_nothing(fitted: Path, bert: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_interrupt_before_the_fit_leaves_nothing(
+    fitted: Path, bert: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
     def press(*_, **__):
         raise KeyboardInterrupt
 
@@ -266,7 +301,11 @@ def test_own_files_are_read(name: str, bert: Path, tmp_path: Path, monkeypatch) 
     monkeypatch.chdir(tmp_path)
     write(tmp_path / name, reviews(40))
     assert bayeslora("fit", "--model", bert, "--data", name, *MOODS, *FAST) == 0
-    run = json.loads((tmp_path / "runs" / "data-bayesian-lora" / "run.json").read_text()) if name[0] == "d" else None
+    run = (
+        json.loads((tmp_path / "runs" / "data-bayesian-lora" / "run.json").read_text())
+        if name[0] == "d"
+        else None
+    )
     assert run is None or run["data"]["name"] == "data"
 
 
@@ -286,7 +325,16 @@ def test_other_methods(method: str, fitted: Path, bert: Path, tmp_path: Path, ca
 def test_settings_reach_the_parts(fitted: Path, bert: Path, tmp_path: Path) -> None:
     flags = "--transform planar --depth 2 --guide.noise-scale 0.2 --prior.learn-scale --kl-weight 0.5 --max-grad-norm 1"
     arguments = ["--model", bert, "--data", fitted / "reviews.csv", *MOODS, *FAST, *flags.split()]
-    more = ["--lora-alpha", 4, "--target-modules", "query", "key", "--head-learning-rate", "2e-3", "--dropout"]
+    more = [
+        "--lora-alpha",
+        4,
+        "--target-modules",
+        "query",
+        "key",
+        "--head-learning-rate",
+        "2e-3",
+        "--dropout",
+    ]
     assert bayeslora("fit", *arguments, *more, "--seed", 5, "--output", tmp_path / "run") == 0
     posterior = load(tmp_path / "run", bert)
     guide, prior = posterior.guide.config(), posterior.model.priors["AB"].config()
