@@ -35,8 +35,9 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
 
 def flush(path: Path) -> None:
     """Has the system put a file on the disk, so that not even a power cut leaves an empty one."""
-    with path.open("rb") as written:
-        os.fsync(written.fileno())
+    if path.is_file():
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None = None) -> None:

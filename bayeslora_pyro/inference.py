@@ -108,7 +108,7 @@ class _Run:
 
     def __init__(self, model: BayesianLora, guide: Guide, config: FitConfig, checkpoint: Path | None) -> None:
         self.model, self.guide, self.config, self.checkpoint = model, guide, config, checkpoint
-        self.elbo = PartsELBO()
+        self.elbo = PartsELBO()  # type: ignore[no-untyped-call]
         self.history: list[Row] = []
         head = list(model.head.parameters())
         known = {id(parameter) for parameter in head}
@@ -177,14 +177,15 @@ class _Run:
 
     def _clip_gradient(self, step: int) -> float:
         """Clips the gradient, where that is wanted, and returns the norm it had."""
-        limit = self.config.max_grad_norm
-        norm = nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit).item()
-        if not math.isfinite(norm):
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if not bool(norm.isfinite()):
             raise FloatingPointError(
                 f"Step {step}: the gradient of {self._first_broken()!r} is not finite. Lower learning_rate, or start "
                 "with a smaller scale."
             )
-        return norm
+        if self.config.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, norm)
+        return norm.item()
 
     def _first_broken(self) -> str | None:
         named = (*self.model.named_parameters(), *self.guide.named_parameters())

@@ -34,7 +34,8 @@ def endless_batches(loader: Iterable[Batch], seed: int, skip: int = 0) -> Genera
             for generator, initial_seed in own.items():
                 generator.manual_seed(derive_seed(seed, initial_seed, epoch))
             count = 0
-            for count, batch in enumerate(_seeded(loader, seed, epoch), start=1):
+            for batch in _seeded(loader, seed, epoch):
+                count += 1
                 if skip > 0:
                     skip -= 1
                 else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast, final
 
+import pyro
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
@@ -71,9 +72,10 @@ class FlowGuide(Guide):
         factory = iterated(depth, TRANSFORMS[transform] if isinstance(transform, str) else transform)
         for index, stack in enumerate(self.stacks):
             if self.model.prior_of(stack).latent is not None:
-                columns = self.base.get_base_dist(stack).event_shape[-1]
+                with pyro.validation_enabled(False):  # only a shape is read, and meta tensors have no values
+                    columns = self.base.get_base_dist(stack).event_shape[-1]
                 flow = StackedTransform(factory, len(stack), columns, seed=self.seed + index)
-                setattr(self, f"flow_{stack.name}", flow)
+                setattr(self, f"flow_{stack.name}", flow.to(next(self.base._own(stack).parameters())))
 
     def config(self) -> dict[str, Any]:
         """The arguments, beside the model, that make this guide again."""

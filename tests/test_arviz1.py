@@ -49,11 +49,12 @@ def find_python():
 
 
 @pytest.fixture(scope="module")
-def python(request):
+def python(request, tmp_path_factory):
     """Return an interpreter with ArviZ 1.x: this one, or that of an environment made once and kept."""
     if int(importlib.metadata.version("arviz").split(".")[0]) >= 1:
         return sys.executable
-    folder = Path(request.config.cache.mkdir("-".join(REQUIREMENTS).replace("==", "-")))
+    name, cache = "-".join(REQUIREMENTS).replace("==", "-"), getattr(request.config, "cache", None)
+    folder = Path(cache.mkdir(name)) if cache else tmp_path_factory.mktemp("environment")
     ready, interpreter = folder / "ready", folder / "venv" / "bin" / "python"
     if not ready.exists():
         subprocess.run([find_python(), "-m", "venv", "--clear", folder / "venv"], check=True)

@@ -20,9 +20,11 @@ class Operator(Protocol):
     @property
     def weight(self) -> Tensor:
         """A tensor of the dtype in which the operator works; PEFT casts its inputs to it."""
+        ...
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Maps activations `(items, ..., in)` to `(items, ..., out)`."""
+        ...
 
 
 class LinearOperator:

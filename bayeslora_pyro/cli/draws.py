@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from bayeslora_pyro.cli.loaded import LoadedRun
 from bayeslora_pyro.cli.plans import Plan
@@ -17,12 +16,8 @@ def run(plan: Plan) -> None:
     options = plan.options
     folder = Path(options["output"] or plan.folder / "draws")
     posterior = LoadedRun(plan.folder, plan.record or {}).posterior
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with working("writing draws"), TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as room:
-        paths = posterior.draws(options["num"], Path(room, "new"), options["seed"])
-        if folder.exists():
-            folder.rmdir()  # the plan found it empty
-        Path(room, "new").rename(folder)
+    with working("writing draws"):
+        paths = posterior.draws(options["num"], folder, options["seed"])
     names = [path.name for path in paths]
     shown = names if len(names) < 4 else [names[0], "…", names[-1]]
     say(f"Wrote {', '.join(shown)} in {folder}.")

@@ -106,6 +106,8 @@ def histogram_figure(name: str, quantity: str, groups: Mapping[str, Array]) -> s
             axes.stairs(share, edges, color=colour, linewidth=1.6, label=f"{group} ({len(values):,})")
         axes.set(xlabel=f"{quantity}, nats", ylabel="share of the group", xlim=(0, edges[-1]))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        # Room for the legend above the bars.
+        axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
         axes.legend(loc="upper right")
 
     return draw_svg(name, f"Histogram of the {quantity} of {', '.join(groups)}.", 380, 270, plot)

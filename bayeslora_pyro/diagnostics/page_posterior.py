@@ -48,8 +48,8 @@ def training(container: Container) -> Html | None:
     if not parts:
         return None
     caption = (
-        "Nats per training item; thin lines are single steps, thick ones running means. What was "
-        f"maximised: {tempering(container.attrs)}."
+        "Nats per training item; thin lines are single steps, thick ones running means, and the first steps "
+        f"may lie outside a panel. What was maximised: {tempering(container.attrs)}."
     )
     return section("How it was fitted", figure(training_figure(history["step"].values, parts), caption))
 
@@ -133,9 +133,9 @@ def importance(container: Container) -> Html | None:
 
 def _reading(value: float) -> str:
     if value < 0.5:
-        return "Good: reweighted draws are as good as exact ones."
+        return "Good: reweighting its draws corrects the guide reliably."
     if value < 0.7:
-        return "Usable: reweighting works, with more draws."
+        return "Usable: reweighting corrects the guide, given many draws."
     return "Poor: a few draws outweigh all others, so reweighting cannot correct the guide."
 
 
