@@ -85,7 +85,9 @@ def new_folder(path: Path, marker: str) -> Iterator[Path]:
 
 
 def _take_over(old: Path, new: Path, marker: str) -> None:
-    kept = {entry.name for entry in old.iterdir()} - {entry.name for entry in (*new.iterdir(), *old.glob(marker))}
+    kept = {entry.name for entry in old.iterdir()} - {
+        entry.name for entry in (*new.iterdir(), *old.glob(marker))
+    }
     for name in sorted(kept):
         if (old / name).is_dir() and not (old / name).is_symlink():
             shutil.copytree(old / name, new / name, symlinks=True)

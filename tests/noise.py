@@ -67,7 +67,7 @@ def expectation(program: Callable[[], Tensor]) -> Tensor:
     It is the mean over the :math:`2n` points :math:`\pm\sqrt{n} e_i`, exactly.
     """
     size = num_draws(program)
-    values = []
+    values = [] if size else [program().detach()]
     for unit in torch.eye(size, dtype=torch.float64):
         for sign in (1.0, -1.0):
             with drawn_from(sign * size**0.5 * unit):
