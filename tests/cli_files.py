@@ -42,6 +42,7 @@ def save_bert(folder: Path) -> Path:
         max_position_embeddings=24,
     )
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         BertModel(config).save_pretrained(folder)
     _save_tokenizer(folder, "[CLS] $A [SEP]", max_length=24)
     return folder
@@ -59,6 +60,7 @@ def save_llama(folder: Path) -> Path:
         max_position_embeddings=48,
     )
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
     _save_tokenizer(folder, "[CLS] $A", max_length=48)
     return folder

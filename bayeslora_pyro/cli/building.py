@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from bayeslora_pyro.adapters import add_lora
-from bayeslora_pyro.cli.errors import CommandError, blame
+from bayeslora_pyro.cli.errors import CommandError, blame, one_line
 from bayeslora_pyro.config import FitConfig
 from bayeslora_pyro.methods import METHODS, Recipe
 from bayeslora_pyro.models import BayesianLora
@@ -84,27 +85,34 @@ def load_language(
     name = options["model"]
     dtype = None if options["dtype"] is None else getattr(torch, options["dtype"])
     num_labels = num_classes if kind == "classification" else None
-    _check_model(name)
-    with blame("--model", name, everything=True):
-        task_type: Any = _KINDS[kind][0]
+    task_type: Any = _KINDS[kind][0]
+    with _blame_model(name):
         base_model, tokenizer = load_base_model(
             name, task_type=task_type, num_labels=num_labels, dtype=dtype, seed=options["seed"]
         )
     device: Any = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-    with blame("--device", device):
-        try:
-            base_model = base_model.to(device)
-        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-            raise ValueError(f"{error}: give cpu, or another device that is there") from error
+    try:
+        base_model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise CommandError(f"--device {device} is not to be had here: give cpu, or leave it out") from error
     return Language(base_model, tokenizer, _max_length(base_model, tokenizer, max_length))
 
 
-def _check_model(name: str) -> None:
-    path = Path(name)
-    if name in PACKAGED_MODELS or not path.exists():
+@contextmanager
+def _blame_model(name: str) -> Iterator[None]:
+    """Says of a model that cannot be loaded why, in a sentence, whatever library has read its files."""
+    if name in PACKAGED_MODELS:
+        with blame("--model"):
+            yield
         return
-    if not (path / "config.json").is_file():
-        raise CommandError(f"--model {name} holds no config.json: give the folder of a saved base model")
+    try:
+        yield
+    except Exception as error:
+        reason = one_line(error.__cause__ or error).partition(". ")[0].rstrip(".")
+        raise CommandError(
+            f"--model {name} cannot be loaded ({reason}): give {' or '.join(PACKAGED_MODELS)}, the folder of a saved "
+            "base model, or a name on the hub"
+        ) from error
 
 
 def _max_length(base_model: Any, tokenizer: Any, asked: int | None) -> int:
@@ -187,7 +195,7 @@ def _named(prior: dict[str, Any], guide: dict[str, Any], flags: Mapping[str, str
 
 def load_posterior(folder: Path, language: Language) -> Posterior:
     """Loads the posterior of a run over its base model."""
-    with blame(str(folder)):
+    with blame("DIR"):
         posterior = Posterior.load(folder, language.base_model)
     device = language.base_model.device
     posterior.model.to(device)

@@ -18,5 +18,7 @@ def run(plan: Plan) -> None:
     posterior = LoadedRun(plan.folder, plan.record or {}).posterior
     with working("writing draws"):
         paths = posterior.draws(options["num"], folder, options["seed"])
-    say(f"Wrote {len(paths)} PEFT folders, {folder / paths[0].name} to {paths[-1].name}.")
-    say(f'Each loads with PeftModel.from_pretrained(base_model, "{folder / paths[0].name}").')
+    names = [path.name for path in paths]
+    shown = names if len(names) < 4 else [names[0], "…", names[-1]]
+    say(f"Wrote {', '.join(shown)} in {folder}.")
+    say(f'Each loads with PeftModel.from_pretrained(base_model, "{folder / names[0]}").')

@@ -19,20 +19,15 @@ def one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def blame(argument: str, value: Any = None, *, everything: bool = False) -> Iterator[None]:
+def blame(argument: str, value: Any = None) -> Iterator[None]:
     """Puts an argument and its value in front of what the library says of them.
 
     Args:
         argument: The argument, such as `--model`.
         value: Its value; None where the message has it already.
-        everything: Whether to blame it for errors of any kind, such as those of a file that another library reads.
     """
     try:
         yield
-    except CommandError:
-        raise
-    except Exception as error:
-        if not (everything or isinstance(error, ValueError | TypeError | OSError | ImportError)):
-            raise
+    except (ValueError, TypeError, OSError, ImportError) as error:
         named = argument if value is None else f"{argument} {value}"
         raise CommandError(f"{named}: {one_line(error)}") from error
