@@ -50,22 +50,22 @@ distclean: clean ## remove the environments too; runs/ stays
 # An environment whose interpreter is gone does not count as made.
 $(foreach env,$(VENV) $(FLOOR),$(shell $(env)/bin/python -c '' 2>/dev/null || rm -f $(env)/.demo $(env)/.dev))
 
-$(VENV)/.demo: pyproject.toml constraints.txt | python
+$(VENV)/.demo: pyproject.toml constraints.txt
 	$(call install,$(VENV),gguf,constraints.txt)
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | python
+$(VENV)/.dev: pyproject.toml constraints.txt
 	$(call install,$(VENV),dev,constraints.txt)
 	@touch $@ $(VENV)/.demo
 
-$(FLOOR)/.dev: pyproject.toml constraints-floor.txt | python
+$(FLOOR)/.dev: pyproject.toml constraints-floor.txt
 	$(call install,$(FLOOR),dev,constraints-floor.txt)
 	@touch $@
 
 # install(environment, extra, constraints): makes the environment where there is none.
 define install
 	@echo "Installing into $(1): some minutes the first time"
-	@$(1)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(1)
+	@$(1)/bin/python -m pip --version >/dev/null 2>&1 || { $(MAKE) --no-print-directory python && $(PYTHON) -m venv --clear $(1); }
 	$(1)/bin/python -m pip install --quiet --constraint $(3) --editable '.[$(2)]'
 endef
 

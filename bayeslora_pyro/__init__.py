@@ -1,27 +1,32 @@
 """Bayesian LoRA adapters for language models, written as Pyro programs."""
 
-from bayeslora_pyro.config import FitConfig as FitConfig
-from bayeslora_pyro.distributions import InducedNormal as InducedNormal
-from bayeslora_pyro.guides import GUIDES as GUIDES
-from bayeslora_pyro.guides import DeltaGuide as DeltaGuide
-from bayeslora_pyro.guides import FlowGuide as FlowGuide
-from bayeslora_pyro.guides import MeanFieldGuide as MeanFieldGuide
-from bayeslora_pyro.inference import FitResult as FitResult
-from bayeslora_pyro.inference import fit as fit
-from bayeslora_pyro.methods import METHODS as METHODS
-from bayeslora_pyro.models import LIKELIHOODS as LIKELIHOODS
-from bayeslora_pyro.models import PRIORS as PRIORS
-from bayeslora_pyro.models import BayesianLora as BayesianLora
-from bayeslora_pyro.models import Choice as Choice
-from bayeslora_pyro.models import Classification as Classification
-from bayeslora_pyro.models import GaussianPrior as GaussianPrior
-from bayeslora_pyro.models import InducingPrior as InducingPrior
-from bayeslora_pyro.models import NextToken as NextToken
-from bayeslora_pyro.models import PointPrior as PointPrior
-from bayeslora_pyro.models import Regression as Regression
-from bayeslora_pyro.posterior import Posterior as Posterior
-from bayeslora_pyro.transforms import TRANSFORMS as TRANSFORMS
-from bayeslora_pyro.transforms import StackedTransform as StackedTransform
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bayeslora_pyro.config import FitConfig as FitConfig
+    from bayeslora_pyro.diagnostics import report as report
+    from bayeslora_pyro.diagnostics import to_arviz as to_arviz
+    from bayeslora_pyro.distributions import InducedNormal as InducedNormal
+    from bayeslora_pyro.guides import GUIDES as GUIDES
+    from bayeslora_pyro.guides import DeltaGuide as DeltaGuide
+    from bayeslora_pyro.guides import FlowGuide as FlowGuide
+    from bayeslora_pyro.guides import MeanFieldGuide as MeanFieldGuide
+    from bayeslora_pyro.inference import FitResult as FitResult
+    from bayeslora_pyro.inference import fit as fit
+    from bayeslora_pyro.methods import METHODS as METHODS
+    from bayeslora_pyro.models import LIKELIHOODS as LIKELIHOODS
+    from bayeslora_pyro.models import PRIORS as PRIORS
+    from bayeslora_pyro.models import BayesianLora as BayesianLora
+    from bayeslora_pyro.models import Choice as Choice
+    from bayeslora_pyro.models import Classification as Classification
+    from bayeslora_pyro.models import GaussianPrior as GaussianPrior
+    from bayeslora_pyro.models import InducingPrior as InducingPrior
+    from bayeslora_pyro.models import NextToken as NextToken
+    from bayeslora_pyro.models import PointPrior as PointPrior
+    from bayeslora_pyro.models import Regression as Regression
+    from bayeslora_pyro.posterior import Posterior as Posterior
+    from bayeslora_pyro.transforms import TRANSFORMS as TRANSFORMS
+    from bayeslora_pyro.transforms import StackedTransform as StackedTransform
 
 __version__ = "0.1.0"
 
@@ -48,4 +53,39 @@ __all__ = [
     "Regression",
     "StackedTransform",
     "fit",
+    "report",
+    "to_arviz",
 ]
+
+_PARTS = (
+    "config",
+    "distributions",
+    "transforms",
+    "models",
+    "guides",
+    "posterior",
+    "inference",
+    "methods",
+    "diagnostics",
+    "metrics",
+    "tasks",
+)
+"""Where the names are looked for, those that import least first."""
+
+if not TYPE_CHECKING:  # type checkers would take any name for granted
+
+    def __getattr__(name: str) -> Any:
+        """Finds a name when it is first used: torch takes seconds, which `bayeslora --help` need not wait for."""
+        from importlib import import_module
+
+        if name in _PARTS:
+            return import_module(f"{__name__}.{name}")
+        if name in __all__:
+            for part in _PARTS:
+                module = import_module(f"{__name__}.{part}")
+                if hasattr(module, name):
+                    return globals().setdefault(name, getattr(module, name))
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, *_PARTS})

@@ -1,11 +1,10 @@
-"""Checkpoints of a fit: one safetensors file, replaced in one step."""
+"""Files of tensors with a JSON header, replaced in one step: the checkpoints of a fit."""
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-__all__ = ["load_modules", "read_tensors", "replace_file", "state_of", "write_tensors"]
+__all__ = ["flush", "load_modules", "read_tensors", "replace_file", "state_of", "write_tensors"]
 
 
-def replace_file(path: Path, write: Any) -> None:
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Writes a file under another name and then moves it into place, so that it is never half there.
 
     Args:
@@ -25,22 +24,27 @@ def replace_file(path: Path, write: Any) -> None:
         write: A function that writes to the path it is given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        flush(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+def flush(path: Path) -> None:
+    """Has the system put a file on the disk, so that not even a power cut leaves an empty one."""
+    if path.is_file():
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None = None) -> None:
     """Writes tensors and a JSON header into one safetensors file, in one step."""
     values = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    replace_file(path, lambda temporary: save_file(values, temporary, {"header": json.dumps(header)}))
+    metadata = {"header": json.dumps(header or {})}
+    replace_file(path, lambda temporary: save_file(values, temporary, metadata))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -55,8 +59,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("header", "{}"))
+            if not isinstance(header, dict):
+                raise ValueError("its header is no JSON object")
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}). Restore it from a copy, or fit again.") from error
 
 
@@ -73,7 +79,7 @@ def load_modules(tensors: Mapping[str, Tensor], source: Path, **modules: nn.Modu
     """Loads what :func:`state_of` collected, all of it or nothing.
 
     Raises:
-        ValueError: If a tensor is missing, left over, or of another shape.
+        ValueError: If a tensor is missing, left over, or of another shape or dtype.
     """
     expected = state_of(**modules)
     names = {name for name in tensors if name.partition(".")[0] in modules}
@@ -82,11 +88,15 @@ def load_modules(tensors: Mapping[str, Tensor], source: Path, **modules: nn.Modu
             f"{source} does not belong to this model and guide: {name!r} is in only one of the two."
         )
     for name, tensor in expected.items():
-        if tensor.shape != tensors[name].shape:
+        if _kind(tensor) != _kind(tensors[name]):
             raise ValueError(
-                f"{source} does not belong to this model and guide: {name!r} has shape {tuple(tensors[name].shape)} "
-                f"there, and {tuple(tensor.shape)} here."
+                f"{source} does not belong to this model and guide: {name!r} is {_kind(tensors[name])} there, and "
+                f"{_kind(tensor)} here."
             )
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(tensors[name])
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

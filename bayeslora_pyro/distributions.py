@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -39,7 +40,7 @@ class InducedNormal(TorchDistribution):
         | https://arxiv.org/abs/2601.21003
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.independent(constraints.real, 2)
     has_rsample = True
 
@@ -93,14 +94,14 @@ class InducedNormal(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: InducedNormal | None = None) -> InducedNormal:
         """Broadcasts the batch shape; the parameters stay as they are and broadcast when used."""
-        new = self._get_checked_instance(InducedNormal, _instance)
+        new: InducedNormal = self._get_checked_instance(InducedNormal, _instance)  # type: ignore[no-untyped-call]
         for name in ("latent", "rows", "cols", "noise_scale", "scale"):
             setattr(new, name, getattr(self, name))
         super(InducedNormal, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws matrices by Matheron's rule. Shape `(*sample_shape, *batch_shape, d_o, d_i)`."""
         shape = torch.Size(sample_shape) + self.batch_shape
         white, inducing = self._white_noise(shape)
@@ -109,7 +110,7 @@ class InducedNormal(TorchDistribution):
         scale = self.scale[..., None, None]
         return self._lift(core * scale).add(white * (noise_scale * scale))
 
-    def _white_noise(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    def _white_noise(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         r"""Draws a white matrix :math:`E_0` and the inducing matrix :math:`Q_r E Q_c^\top` that belongs to it.
 
         The white matrix :math:`E` of shape `(d_o + p, d_i + q)` has :math:`E_0` in its corner. Its rows beyond `d_o`
@@ -118,12 +119,12 @@ class InducedNormal(TorchDistribution):
         """
         (d_o, d_i), p, q = self.event_shape, self.rows.rank, self.cols.rank
         dtype, device = self.latent.dtype, self.latent.device
-        core = _standard_normal(shape + (p, q), dtype, device)
+        core = _standard_normal((*shape, p, q), dtype, device)
         if d_o * q <= p * d_i:
-            border = _standard_normal(shape + (d_o, d_i + q), dtype, device)
+            border = _standard_normal((*shape, d_o, d_i + q), dtype, device)
             inducing = self.rows.matrix @ torch.cat([border @ self.cols.matrix.mT, core], dim=-2)
             return border[..., :d_i], inducing
-        border = _standard_normal(shape + (d_o + p, d_i), dtype, device)
+        border = _standard_normal((*shape, d_o + p, d_i), dtype, device)
         inducing = torch.cat([self.rows.matrix @ border, core], dim=-1) @ self.cols.matrix.mT
         return border[..., :d_o, :], inducing
 
@@ -195,7 +196,7 @@ def _batch(left: Tensor, right: Tensor) -> torch.Size:
     return torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
 
 
-@register_kl(InducedNormal, InducedNormal)
+@register_kl(InducedNormal, InducedNormal)  # type: ignore[untyped-decorator]
 def _kl_induced_normal(q: InducedNormal, p: InducedNormal) -> Tensor:
     r"""Computes :math:`d_o d_i (\rho^2/2 - \log\rho - 1/2)`, :math:`\rho = \lambda_q / \lambda_p`.
 

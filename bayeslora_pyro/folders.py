@@ -6,99 +6,123 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save_file
 from torch import nn
 
-from bayeslora_pyro.adapters import fingerprint, load_peft_model, write_folder
-from bayeslora_pyro.checkpoints import load_modules, read_tensors, state_of
-from bayeslora_pyro.guides import GUIDES, Guide
-from bayeslora_pyro.models import LIKELIHOODS, PRIORS, BayesianLora
+from bayeslora_pyro.adapters import (
+    PEFT_CONFIG,
+    PEFT_TENSORS,
+    describe_base,
+    load_peft_model,
+    unchanged_on_failure,
+    write_folder,
+)
+from bayeslora_pyro.checkpoints import flush, load_modules, read_tensors, state_of, write_tensors
+from bayeslora_pyro.guides import Guide
+from bayeslora_pyro.models import BayesianLora
+from bayeslora_pyro.parts import build_guide, build_model, describe_guide, describe_model
 
 if TYPE_CHECKING:
     from bayeslora_pyro.posterior import Posterior
 
-__all__ = ["CONFIG", "TENSORS", "load", "new_folder", "save"]
+__all__ = ["CONFIG", "TENSORS", "load", "new_folder", "read_record", "save", "save_draws"]
 
 CONFIG = "posterior_config.json"
 TENSORS = "posterior.safetensors"
 FORMAT = 1
 
+RECORD: dict[str, Any] = {
+    "format": int,
+    "model": {"priors": dict, "likelihood": dict, "num_data": int, "adapter_name": str, "seed": int},
+    "guide": dict,
+    "base": {"layers": dict, "settings": dict},
+    "sha256": {TENSORS: str, PEFT_TENSORS: str},
+    "metadata": dict,
+    "history": list,
+}
+"""What `posterior_config.json` holds."""
+
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder that takes the place of `path` once it is complete, and vanishes if it never is."""
+def new_folder(path: Path, marker: str) -> Iterator[Path]:
+    """Yields a temporary folder that takes the place of `path` once it is complete, and vanishes if it never is.
+
+    Files that the old folder has and the new one has not, such as a report, are taken over.
+
+    Args:
+        path: The folder to create or replace.
+        marker: The name, or a pattern such as `draw-*`, of what makes a folder one that may be replaced. What has such
+            a name is not taken over.
+
+    Raises:
+        ValueError: If the path is a file, or a folder that holds something else, or the working directory.
+    """
+    path = path.resolve()
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or any(path.glob(marker)))):
+        raise ValueError(f"{path} exists and holds something else: choose a new folder.")
+    if path.exists() and Path.cwd().is_relative_to(path):
+        raise ValueError(f"{path} is the working directory, or holds it: choose a folder within it.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    temporary.chmod(0o755)
-    old = temporary.with_name(temporary.name + ".old")
+    room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    new, old = room / "new", room / "old"
     try:
-        yield temporary
+        new.mkdir()
+        yield new
+        for written in new.rglob("*"):
+            flush(written)
         if path.exists():
+            _take_over(path, new, marker)
             path.rename(old)
-        temporary.rename(path)
-    except BaseException:
+        new.rename(path)
+    finally:
         if old.exists() and not path.exists():
             old.rename(path)
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def _take_over(old: Path, new: Path, marker: str) -> None:
+    kept = {entry.name for entry in old.iterdir()} - {
+        entry.name for entry in (*new.iterdir(), *old.glob(marker))
+    }
+    for name in sorted(kept):
+        if (old / name).is_dir() and not (old / name).is_symlink():
+            shutil.copytree(old / name, new / name, symlinks=True)
+        else:
+            shutil.copy2(old / name, new / name, follow_symlinks=False)
 
 
 def save(posterior: Posterior, folder: Path) -> None:
     """Writes a posterior; see :meth:`Posterior.save`."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
-        raise ValueError(f"{folder} exists and holds something else: choose a new folder.")
     model, guide = posterior.model, posterior.guide
-    with new_folder(folder) as target:
+    with new_folder(folder, CONFIG) as target:
         write_folder(model.adapter, posterior.mean_adapter(), model.head_values(), target)
-        tensors = {
-            name: t.detach().cpu().contiguous().clone()
-            for name, t in state_of(model=model, guide=guide).items()
-        }
-        save_file(tensors, target / TENSORS)
+        write_tensors(target / TENSORS, state_of(model=model, guide=guide))
         record = {
             "format": FORMAT,
-            "model": _describe_model(model),
-            "guide": _describe(guide, GUIDES),
-            "base": fingerprint(model.adapter),
-            "sha256": {name: _digest(target / name) for name in (TENSORS, "adapter_model.safetensors")},
+            "model": describe_model(model),
+            "guide": describe_guide(guide),
+            "base": describe_base(model.adapter),
+            "sha256": {name: _digest(target / name) for name in RECORD["sha256"]},
             "metadata": posterior.metadata,
             "history": posterior.history,
         }
         (target / CONFIG).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
-def _describe_model(model: BayesianLora) -> dict[str, Any]:
-    return {
-        "priors": {roles: _describe(prior, PRIORS) for roles, prior in model.priors.items()},
-        "likelihood": _describe(model.likelihood, LIKELIHOODS),
-        "num_data": model.num_data,
-        "adapter_name": model.adapter.adapter_name,
-        "seed": model.seed,
-    }
-
-
-def _describe(part: Any, table: Mapping[str, type[Any]]) -> dict[str, Any]:
-    """A part by its name in a table and its arguments; by no name at all where it is the user's own."""
-    name = next((name for name, kind in table.items() if type(part) is kind), None)
-    config = part.config()
-    if name is not None and all(_is_json(value) for value in config.values()):
-        return {"type": name, "config": config}
-    return {"type": None, "class": type(part).__qualname__}
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except TypeError:
-        return False
-    return True
+def save_draws(posterior: Posterior, folder: Path, num_draws: int, seed: int) -> list[Path]:
+    """Writes draws as ordinary PEFT folders; see :meth:`Posterior.draws`."""
+    model, names = posterior.model, [f"draw-{index:03d}" for index in range(num_draws)]
+    with new_folder(folder, "draw-*") as target:
+        for index, name in enumerate(names):
+            (target / name).mkdir()
+            weights = posterior.weights(1, seed, first=index)
+            one = {stack: weight[0] for stack, weight in weights.items()}
+            write_folder(model.adapter, one, model.head_values(), target / name)
+    return [folder / name for name in names]
 
 
 def load(
@@ -111,70 +135,66 @@ def load(
 ) -> tuple[BayesianLora, Guide, dict[str, Any]]:
     """Reads a posterior; see :meth:`Posterior.load`."""
     record = read_record(folder)
-    for name, digest in record["sha256"].items():
-        if _digest(folder / name) != digest:
-            raise ValueError(
-                f"{folder / name} is not the file that was saved: restore it from a copy, or fit again."
-            )
     tensors, _ = read_tensors(folder / TENSORS)
     own = record["model"]
-    priors = (
-        {roles: _rebuild("prior", part, PRIORS) for roles, part in own["priors"].items()}
-        if prior is None
-        else prior
-    )
-    peft_model = load_peft_model(folder, base_model, own["adapter_name"])
-    model = BayesianLora(
-        peft_model,
-        priors["AB"] if isinstance(priors, dict) and "AB" in priors else priors,
-        _rebuild("likelihood", own["likelihood"], LIKELIHOODS) if likelihood is None else likelihood,
-        own["num_data"],
-        adapter_name=own["adapter_name"],
-        seed=own["seed"],
-    )
-    if fingerprint(model.adapter) != record["base"]:
-        raise ValueError(f"base_model is not the one that {folder} was fitted on: its adapted layers differ.")
-    fitted = guide(model) if guide else _rebuild("guide", record["guide"], GUIDES, model)
-    load_modules(tensors, folder / TENSORS, model=model, guide=fitted)
+    try:
+        with unchanged_on_failure(base_model):
+            peft_model = load_peft_model(folder, base_model, own["adapter_name"], record["base"])
+            model = build_model(peft_model, own, prior, likelihood)
+            fitted = build_guide(model, record["guide"], guide)
+            load_modules(tensors, folder / TENSORS, model=model, guide=fitted)
+    except (TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{folder} is damaged, or does not fit what it is loaded with: {error}.") from error
     return model, fitted, record
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Reads what a folder says of itself.
+    """Reads what a folder says of itself, and checks that its files are those that were saved.
 
     Raises:
-        FileNotFoundError: If it holds no posterior.
-        ValueError: If that is damaged, or of a later format.
+        FileNotFoundError: If it holds no posterior, or one of its files is missing.
+        ValueError: If it is damaged, or of a later format.
     """
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no posterior: it has no {CONFIG}.")
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known, parts = (
-            record["format"],
-            [record[name] for name in ("model", "guide", "base", "sha256", "history")],
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}): restore it from a copy, or fit again.") from error
-    if known != FORMAT or not all(parts[:4]):
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it from a copy, or fit again.") from error
+    known = record.get("format") if isinstance(record, dict) else None
+    if isinstance(known, int) and known > FORMAT:
         raise ValueError(
             f"{path} has format {known}, and this version reads {FORMAT}: update bayeslora-pyro."
         )
+    if wrong := "format" if known != FORMAT else _first_wrong(record, RECORD):
+        raise ValueError(f"{path} is damaged (at {wrong!r}): restore it from a copy, or fit again.")
+    _check_files(folder, record["sha256"])
     return record
 
 
-def _rebuild(argument: str, part: Mapping[str, Any], table: Mapping[str, type[Any]], *args: Any) -> Any:
-    """Makes a part again from its name and arguments; nothing but the names of a table can be made."""
-    if part.get("type") not in table:
-        raise ValueError(
-            f"The {argument} of this posterior is {part.get('class', part.get('type'))!r}, which is not one of the library's: "
-            f"give it to load as {argument}=…."
-        )
-    return table[part["type"]](*args, **part["config"])
+def _first_wrong(record: dict[str, Any], expected: dict[str, Any]) -> str | None:
+    """Names the first entry that is missing or of another type."""
+    for name, kind in expected.items():
+        inner = isinstance(kind, dict)
+        if type(record.get(name)) is not (dict if inner else kind):
+            return name
+        if inner and (wrong := _first_wrong(record[name], kind)):
+            return f"{name}.{wrong}"
+    return None
+
+
+def _check_files(folder: Path, digests: dict[str, str]) -> None:
+    for name in (PEFT_CONFIG, *RECORD["sha256"]):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing: restore it from a copy, or fit again.")
+    for name in RECORD["sha256"]:
+        if _digest(folder / name) != digests[name]:
+            raise ValueError(
+                f"{folder / name} is not the file that was saved: restore it from a copy, or fit again."
+            )
 
 
 def _digest(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: restore it from a copy, or fit again.")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

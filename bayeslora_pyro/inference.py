@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,9 @@ from bayeslora_pyro.config import FitConfig
 from bayeslora_pyro.elbo import ElboParts, PartsELBO
 from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.isolation import derive_seed, local_rng, private_pyro
+from bayeslora_pyro.loading import endless_batches
 from bayeslora_pyro.models import BayesianLora
+from bayeslora_pyro.parts import describe_guide, describe_model
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.progress import progress_bar
 from bayeslora_pyro.types import Batch
@@ -29,6 +31,12 @@ __all__ = ["FitResult", "fit"]
 Row = dict[str, float]
 """One step of the history: the ELBO and its parts in nats per item, and the KL weight."""
 
+HEADER = {"config": dict, "model": dict, "guide": dict, "history": list}
+"""What the header of a checkpoint holds."""
+
+MAY_CHANGE = ("num_steps", "checkpoint_every")
+"""The settings that a resumed run may change."""
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -37,7 +45,7 @@ class FitResult:
     Args:
         posterior: The fitted posterior.
         history: One row per step: `step`, `elbo`, `expected_log_likelihood`, `kl`, `kl_V`, `kl_W` (nats per item),
-            `kl_weight`, and `grad_norm` where gradients are clipped.
+            `kl_weight`, and `grad_norm`, the norm of the gradient before it was clipped.
     """
 
     posterior: Posterior
@@ -71,8 +79,10 @@ def fit(
         loader: Batches, gone through again and again. A `DataLoader` is shuffled anew from the seed in each epoch.
         config: The settings; single ones may be given by name instead, as in `fit(…, num_steps=600)`.
         progress: Whether to show a progress bar.
-        checkpoint: A file for the state of the run, written every `checkpoint_every` steps and when it is interrupted.
-        resume: Whether to go on from the checkpoint if there is one.
+        checkpoint: A file for the state of the run, written every `checkpoint_every` steps and when the run ends, be it
+            by Ctrl-C or by an error.
+        resume: Whether to go on from the checkpoint if there is one. Of the settings, only `num_steps` and
+            `checkpoint_every` may then be others.
         callbacks: Called with each row of the history.
         options: Fields of :class:`FitConfig`.
 
@@ -80,12 +90,13 @@ def fit(
         The posterior and the history.
 
     Raises:
-        FloatingPointError: If the loss stops being finite, with the step and the site.
+        FloatingPointError: If the loss, or its gradient, stops being finite, with the step and the site. Model, guide
+            and checkpoint are then as they were before that step.
+        ValueError: If the loader is empty, or the checkpoint is damaged or of another run.
     """
     settings = (config or FitConfig()).replace(**options)
     run = _Run(model, guide, settings, Path(checkpoint) if checkpoint else None)
-    if resume:
-        run.restore()
+    run.find_checkpoint(resume)
     with private_pyro(), local_rng(settings.seed), _mode(model.adapter.peft_model, train=settings.dropout):
         run.go(loader, progress, callbacks)
     metadata = {"fit": asdict(settings), "num_data": model.num_data}
@@ -97,7 +108,7 @@ class _Run:
 
     def __init__(self, model: BayesianLora, guide: Guide, config: FitConfig, checkpoint: Path | None) -> None:
         self.model, self.guide, self.config, self.checkpoint = model, guide, config, checkpoint
-        self.elbo = PartsELBO()
+        self.elbo = PartsELBO()  # type: ignore[no-untyped-call]
         self.history: list[Row] = []
         head = list(model.head.parameters())
         known = {id(parameter) for parameter in head}
@@ -120,7 +131,7 @@ class _Run:
 
     def go(self, loader: Iterable[Batch], progress: bool, callbacks: Sequence[Callable[[Row], None]]) -> None:
         config = self.config
-        batches = _cycle(loader, config.seed, skip=self.step * config.accumulate)
+        batches = endless_batches(loader, config.seed, skip=self.step * config.accumulate)
         try:
             with progress_bar(config.num_steps, self.step, enabled=progress) as advance:
                 while self.step < config.num_steps:
@@ -129,16 +140,11 @@ class _Run:
                     row = self.take_step(micro_batches)
                     for callback in (advance, *callbacks):
                         callback(row)
-                    if (
-                        self.checkpoint
-                        and config.checkpoint_every
-                        and self.step % config.checkpoint_every == 0
-                    ):
+                    if config.checkpoint_every and self.step % config.checkpoint_every == 0:
                         self.save()
         finally:
             batches.close()
-            if self.checkpoint:
-                self.save()
+            self.save()
 
     def take_step(self, batches: Sequence[Batch]) -> Row:
         step, config = self.step, self.config
@@ -163,18 +169,31 @@ class _Run:
             | {name: sum(r[name] for r in rows) for name in rows[0]}
             | {"kl_weight": kl_weight}
         )
-        if config.max_grad_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
-            if not bool(norm.isfinite()):
-                raise FloatingPointError(f"Step {step}: the gradient is not finite. Lower learning_rate.")
-            row["grad_norm"] = norm.item()
+        row["grad_norm"] = self._clip_gradient(step)
         with _uninterrupted():
             self.optimizer.step()
             self.history.append(row)
         return row
 
+    def _clip_gradient(self, step: int) -> float:
+        """Clips the gradient, where that is wanted, and returns the norm it had."""
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if not bool(norm.isfinite()):
+            raise FloatingPointError(
+                f"Step {step}: the gradient of {self._first_broken()!r} is not finite. Lower learning_rate, or start "
+                "with a smaller scale."
+            )
+        if self.config.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, norm)
+        return norm.item()
+
+    def _first_broken(self) -> str | None:
+        named = (*self.model.named_parameters(), *self.guide.named_parameters())
+        broken = (name for name, p in named if p.grad is not None and not bool(p.grad.isfinite().all()))
+        return next(broken, None)
+
     def save(self) -> None:
-        """Writes the checkpoint."""
+        """Writes the checkpoint, if there is to be one."""
         if self.checkpoint is None:
             return
         moments = {
@@ -183,27 +202,47 @@ class _Run:
             for name, value in state.items()
         }
         tensors = state_of(model=self.model, guide=self.guide) | moments
-        write_tensors(self.checkpoint, tensors, {"config": asdict(self.config), "history": self.history})
+        write_tensors(self.checkpoint, tensors, self._describe() | {"history": self.history})
 
-    def restore(self) -> None:
-        """Goes back to the state of the checkpoint, if there is one."""
+    def _describe(self) -> dict[str, dict[str, Any]]:
+        """What has to be the same for a run to go on from a checkpoint."""
+        model, guide = describe_model(self.model), describe_guide(self.guide)
+        return {"config": asdict(self.config), "model": model, "guide": {"guide": guide}}
+
+    def find_checkpoint(self, resume: bool) -> None:
+        """Goes back to the state of the checkpoint, if there is one and it is wanted.
+
+        Raises:
+            ValueError: If the file is there and is no checkpoint, or was written with other settings.
+        """
         if self.checkpoint is None:
-            raise ValueError("resume needs checkpoint, the file to resume from.")
+            if resume:
+                raise ValueError("resume needs checkpoint, the file to resume from.")
+            return
+        if self.checkpoint.is_dir():
+            raise ValueError(f"checkpoint should be a file, and {self.checkpoint} is a folder.")
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         if not self.checkpoint.exists():
             return
         tensors, header = read_tensors(self.checkpoint)
-        changed = [name for name, value in asdict(self.config).items() if header["config"].get(name) != value]
-        if changed := [name for name in changed if name not in ("num_steps", "checkpoint_every")]:
-            name = changed[0]
-            raise ValueError(
-                f"{self.checkpoint} was written with {name}={header['config'].get(name)!r}, and this run has "
-                f"{name}={getattr(self.config, name)!r}. Give the same settings, or start anew without resume."
-            )
-        load_modules(tensors, self.checkpoint, model=self.model, guide=self.guide)
-        self._restore_optimizer(tensors)
-        self.history = header["history"]
+        if not all(isinstance(header.get(name), kind) for name, kind in HEADER.items()):
+            raise ValueError(f"{self.checkpoint} is no checkpoint of a fit: choose another file.")
+        if resume:
+            self._restore(self.checkpoint, tensors, header)
 
-    def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
+    def _restore(self, path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+        for part, settings in self._describe().items():
+            for name, value in settings.items():
+                if name not in MAY_CHANGE and header[part].get(name) != value:
+                    raise ValueError(
+                        f"{path} was written with {name}={header[part].get(name)!r}, and this run has "
+                        f"{name}={value!r}. Give the same settings, or start anew without resume."
+                    )
+        load_modules(tensors, path, model=self.model, guide=self.guide)
+        self._restore_optimizer(tensors)
+        self.history = list(header["history"])
+
+    def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")
@@ -221,37 +260,6 @@ def _check_finite(loss: Tensor, parts: ElboParts, step: int) -> None:
         )
 
 
-def _cycle(loader: Iterable[Batch], seed: int, skip: int) -> Iterator[Batch]:
-    """Goes through the loader for ever, each epoch in an order that is a function of the seed and the epoch."""
-    generators = {
-        g for g in (getattr(loader, "generator", None), _sampler_generator(loader)) if g is not None
-    }
-    before = {generator: (generator.initial_seed(), generator.get_state()) for generator in generators}
-    epoch = 0
-    try:
-        while True:
-            torch.manual_seed(derive_seed(seed, "epoch", epoch))
-            for generator, (initial_seed, _) in before.items():
-                generator.manual_seed(derive_seed(seed, initial_seed, epoch))
-            count = 0
-            for batch in loader:
-                count += 1
-                if skip > 0:
-                    skip -= 1
-                else:
-                    yield batch
-            if count == 0:
-                raise ValueError("loader yields no batch: give it at least one item.")
-            epoch += 1
-    finally:
-        for generator, (_, state) in before.items():
-            generator.set_state(state)
-
-
-def _sampler_generator(loader: Iterable[Batch]) -> torch.Generator | None:
-    return getattr(getattr(loader, "sampler", None), "generator", None)
-
-
 def _to(batch: Batch, device: torch.device) -> Batch:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
@@ -261,18 +269,25 @@ def _mode(module: nn.Module, *, train: bool) -> Iterator[None]:
     """Puts a module into train or eval mode, and each part back into its own afterwards."""
     before = {part: part.training for part in module.modules()}
     try:
-        module.train(train)
+        for part in before:
+            part.training = train or _checkpoints_gradients(part)
         yield
     finally:
         for part, training in before.items():
             part.training = training
 
 
+def _checkpoints_gradients(part: nn.Module) -> bool:
+    """Whether a layer, without dropout of its own, has gradient checkpointing on, which it does in train mode only."""
+    dropout = getattr(part, "dropout", None)
+    return getattr(part, "gradient_checkpointing", False) and not isinstance(dropout, float)
+
+
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Puts off Ctrl-C until the context is left, so that no checkpoint holds half a step."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        yield  # it cannot arrive here, or is another language's business
         return
     received: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
@@ -281,4 +296,4 @@ def _uninterrupted() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, before)
     if received:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)

@@ -24,7 +24,7 @@ def local_rng(*key: int | str) -> Iterator[None]:
     Pyro and torch distributions draw from the global generators only, so these are lent, not touched. Within the
     context, :func:`torch.manual_seed` may be called again.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(derive_seed(*key))
         yield
 

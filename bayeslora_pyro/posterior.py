@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from bayeslora_pyro import folders
-from bayeslora_pyro.adapters import write_folder
 from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.isolation import local_rng, private_pyro
 from bayeslora_pyro.models import BayesianLora
@@ -60,19 +59,19 @@ class Posterior:
     @property
     def site_dims(self) -> dict[str, tuple[str, ...]]:
         """The names of the dimensions of each latent site, such as `("adapter", "inducing_row", "inducing_col")`."""
-        with _evaluating(self.model):
+        with _evaluating(self.model, self.guide):
             sites = self._trace(0, 0).nodes.items()
-        return {name: ("adapter", *site["infer"]["event_dims"]) for name, site in sites if _is_latent(site)}
+        return {name: ("adapter", *_event_dims(site)) for name, site in sites if _event_dims(site)}
 
     def sample(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Draws the latent sites. Shapes `(draw, L, …)`, by site name."""
-        with _evaluating(self.model):
-            return _stack_values(self._trace(seed, draw) for draw in range(num_draws))
+        with _evaluating(self.model, self.guide):
+            return _stack_values(self._trace(seed, draw) for draw in range(_count(num_draws)))
 
     def sample_prior(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Draws the latent sites from the prior. Shapes `(draw, L, …)`, by site name."""
-        with _evaluating(self.model):
-            return _stack_values(self._prior_trace(seed, draw) for draw in range(num_draws))
+        with _evaluating(self.model, self.guide):
+            return _stack_values(self._prior_trace(seed, draw) for draw in range(_count(num_draws)))
 
     def weights(self, num_draws: int, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
         """Draws all factors. Shapes `(draw, L, d_o, d_i)`, by stack name.
@@ -82,20 +81,21 @@ class Posterior:
             seed: The seed.
             first: The index of the first draw.
         """
-        with _evaluating(self.model):
-            draws = [self._weights_of(seed, draw) for draw in range(first, first + num_draws)]
+        with _evaluating(self.model, self.guide):
+            draws = [self._weights_of(seed, draw) for draw in range(first, first + _count(num_draws))]
         return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
     def log_weights(self, num_draws: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         """The log-densities of the same draws under the prior and under the guide. Shapes `(draw,)`."""
         rows = []
-        with _evaluating(self.model):
-            for draw in range(num_draws):
+        with _evaluating(self.model, self.guide):
+            for draw in range(_count(num_draws)):
                 guide_trace = self._trace(seed, draw)
                 prior_trace = poutine.trace(
                     poutine.replay(self.model.sample_weights, trace=guide_trace)
                 ).get_trace()
-                rows.append(torch.stack([prior_trace.log_prob_sum(), guide_trace.log_prob_sum()]))
+                pair = prior_trace.log_prob_sum(), guide_trace.log_prob_sum()
+                rows.append(torch.stack([torch.as_tensor(log_prob) for log_prob in pair]))
         log_p, log_q = torch.stack(rows, dim=-1).double()
         return log_p, log_q
 
@@ -111,54 +111,57 @@ class Posterior:
             memory_budget: About how many bytes the activations of one forward pass may take; it decides how many
                 draws share a pass, never what comes out.
         """
-        rows: list[tuple[Tensor, ...]] = []
-        labels: list[Tensor | None] = []
-        for batch, predictive in self._predictives(batches, num_draws, seed, memory_budget):
-            rows.append(_numbers(predictive))
-            labels.append(batch.get("labels"))
-        if not rows:
-            raise ValueError("batches is empty: there is nothing to predict.")
-        columns = [_join(parts) for parts in zip(*rows, strict=True)]
-        known = [label.cpu() for label in labels if label is not None]
-        observed = torch.cat(known) if len(known) == len(labels) else None
-        return (
-            Prediction(columns[0], observed)
-            if len(columns) == 1
-            else RegressionPrediction(*columns, labels=observed)
-        )
+        pairs = self._each_batch(batches, num_draws, seed, memory_budget, _numbers)
+        columns = [_join(parts) for parts in zip(*(numbers for _, numbers in pairs), strict=True)]
+        known = [batch["labels"].cpu() for batch, _ in pairs if batch.get("labels") is not None]
+        observed = torch.cat(known) if len(known) == len(pairs) else None
+        if len(columns) == 1:
+            return Prediction(columns[0], observed)
+        loc, scale = columns
+        return RegressionPrediction(loc, scale, observed)
 
     def log_likelihood(
         self, batches: Iterable[Batch], num_draws: int = 16, seed: int = 0, *, memory_budget: int = 2**28
     ) -> Tensor:
         """The log-likelihood of each item under each draw. Shape `(draw, item)`."""
-        columns, device = [], self.model.adapter.device
-        for batch, predictive in self._predictives(batches, num_draws, seed, memory_budget):
+
+        def score(predictive: dist.TorchDistribution, batch: Batch) -> tuple[Tensor, ...]:
             observed = self.model.likelihood.observed(batch)
             if observed is None:
                 raise ValueError("batches have no labels: there is nothing to score.")
-            scored = observed.to(device)
-            columns.append(torch.cat([p.log_prob(scored) for p in predictive]).cpu())
-        return torch.cat(columns, dim=-1)
+            return (predictive.log_prob(observed),)
 
-    def _predictives(
-        self, batches: Iterable[Batch], num_draws: int, seed: int, memory_budget: int
-    ) -> Iterator[tuple[Batch, list[dist.TorchDistribution]]]:
-        """Yields, for each batch, the predictive distributions of its chunks of draws."""
-        if num_draws < 1:
-            raise ValueError(f"num_draws should be at least 1, and is {num_draws}.")
+        pairs = self._each_batch(batches, num_draws, seed, memory_budget, score)
+        return torch.cat([scores for _, (scores,) in pairs], dim=-1)
+
+    def _each_batch(
+        self,
+        batches: Iterable[Batch],
+        num_draws: int,
+        seed: int,
+        memory_budget: int,
+        read: Callable[[dist.TorchDistribution, Batch], tuple[Tensor, ...]],
+    ) -> list[tuple[Batch, tuple[Tensor, ...]]]:
+        """Returns each batch with what is read off its predictive distributions, `(draws, items, …)` each."""
         weights = self.weights(num_draws, seed)
-        device = self.model.adapter.device
-        with _evaluating(self.model):
+        pairs = []
+        with _evaluating(self.model, self.guide), local_rng(seed, "batches"):
             for batch in batches:
-                on_device = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in batch.items()}
-                size = draws_per_pass(self.model.adapter.peft_model, on_device, memory_budget)
-                yield (
-                    batch,
-                    [
-                        self._predictive({n: w[i : i + size] for n, w in weights.items()}, on_device)
-                        for i in range(0, num_draws, size)
-                    ],
+                on_device = _to(batch, self.model.adapter.device)
+                size = self._draws_per_pass(on_device, memory_budget)
+                chunks = (
+                    {name: weight[first : first + size] for name, weight in weights.items()}
+                    for first in range(0, num_draws, size)
                 )
+                parts = [read(self._predictive(chunk, on_device), on_device) for chunk in chunks]
+                pairs.append((batch, tuple(torch.cat(part).cpu() for part in zip(*parts, strict=True))))
+        if not pairs:
+            raise ValueError("batches is empty: give at least one batch.")
+        return pairs
+
+    def _draws_per_pass(self, batch: Batch, memory_budget: int) -> int:
+        kept = self.model.likelihood.model_arguments(batch).get("logits_to_keep")
+        return draws_per_pass(self.model.adapter.peft_model, batch, memory_budget, num_logits=kept)
 
     def _predictive(self, weights: Weights, batch: Batch) -> dist.TorchDistribution:
         """The distribution of the observations, with batch shape `(draws, items)`."""
@@ -173,7 +176,7 @@ class Posterior:
         latent site. A and B are independent under the guide, so `scaling · E[B] E[A]` is the mean of the update.
         """
         weights = {}
-        with _evaluating(self.model), local_rng("mean"):
+        with _evaluating(self.model, self.guide), local_rng("mean"):
             for stack in self.stacks:
                 prior = self.model.prior_of(stack)
                 if prior.latent is None:
@@ -185,24 +188,27 @@ class Posterior:
         return weights
 
     def draws(self, num_draws: int, folder: str | Path, seed: int = 0) -> list[Path]:
-        """Writes draws as ordinary PEFT folders, which any multi-LoRA server can load.
+        """Writes draws as ordinary PEFT folders, which any multi-LoRA server can load; all of them or none.
 
         Args:
             num_draws: The number of draws.
-            folder: Where the folders `draw-000`, `draw-001`, … go.
+            folder: Where the folders `draw-000`, `draw-001`, … go; draws that are there already are replaced.
             seed: The seed of the draws.
+
+        Raises:
+            ValueError: If the folder holds something else.
         """
-        paths = []
-        for index in range(num_draws):
-            path = Path(folder) / f"draw-{index:03d}"
-            weights = {name: weight[0] for name, weight in self.weights(1, seed, first=index).items()}
-            with folders.new_folder(path) as target:
-                write_folder(self.model.adapter, weights, self.model.head_values(), target)
-            paths.append(path)
-        return paths
+        return folders.save_draws(self, Path(folder), _count(num_draws), seed)
 
     def save(self, folder: str | Path) -> None:
-        """Writes a folder that PEFT loads as the posterior mean, and :meth:`load` as the posterior itself."""
+        """Writes a folder that PEFT loads as the posterior mean, and :meth:`load` as the posterior itself.
+
+        Args:
+            folder: The folder. A posterior that is there already is replaced once the new one is complete.
+
+        Raises:
+            ValueError: If the folder holds something else.
+        """
         folders.save(self, Path(folder))
 
     @classmethod
@@ -237,25 +243,34 @@ class Posterior:
         }
 
 
-def _is_latent(site: Mapping[str, Any]) -> bool:
-    return site["type"] == "sample" and "event_dims" in site["infer"]
+def _count(num_draws: int) -> int:
+    if num_draws < 1:
+        raise ValueError(f"num_draws should be at least 1, and is {num_draws}.")
+    return num_draws
+
+
+def _event_dims(site: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the dimensions of a latent site; none where it is something else."""
+    return tuple(site["infer"].get("event_dims", ())) if site["type"] == "sample" else ()
 
 
 def _stack_values(traces: Iterable[poutine.Trace]) -> dict[str, Tensor]:
-    draws = [
-        {name: site["value"] for name, site in trace.nodes.items() if _is_latent(site)} for trace in traces
-    ]
+    nodes: list[dict[str, Any]] = [trace.nodes for trace in traces]
+    draws = [{name: site["value"] for name, site in sites.items() if _event_dims(site)} for sites in nodes]
     return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
 
-def _numbers(predictive: Sequence[dist.TorchDistribution]) -> tuple[Tensor, ...]:
+def _numbers(predictive: dist.TorchDistribution, batch: Batch) -> tuple[Tensor, ...]:
     """The parameters that a prediction keeps, `(draws, items, …)` each."""
-    first = predictive[0]
-    if isinstance(first, dist.Categorical):
-        return (torch.cat([p.logits for p in predictive]).cpu(),)
-    if isinstance(first, dist.Normal):
-        return torch.cat([p.loc for p in predictive]).cpu(), torch.cat([p.scale for p in predictive]).cpu()
+    if isinstance(predictive, dist.Categorical):
+        return (predictive.logits,)
+    if isinstance(predictive, dist.Normal):
+        return predictive.loc, predictive.scale
     raise ValueError("predict knows classes and numbers; for text, score it with log_likelihood.")
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:
@@ -276,14 +291,15 @@ def _mean_of(distribution: dist.TorchDistribution) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: BayesianLora) -> Iterator[None]:
+def _evaluating(model: BayesianLora, guide: Guide) -> Iterator[None]:
     """Neither gradients, nor dropout, nor a trace in Pyro's store of parameters."""
-    modules = {module: module.training for module in model.adapter.peft_model.modules()}
+    parts = [part for whole in (model.adapter.peft_model, model, guide) for part in whole.modules()]
+    before = [(part, part.training) for part in parts]
     try:
-        for module in modules:
-            module.training = False
+        for part in parts:
+            part.training = False
         with torch.no_grad(), private_pyro():
             yield
     finally:
-        for module, training in modules.items():
-            module.training = training
+        for part, training in before:
+            part.training = training

@@ -9,7 +9,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch.distributions import Transform
 
-__all__ = ["Batch", "FactorStack", "Role", "TransformFactory", "Weights"]
+__all__ = ["WEIGHT_DIMS", "Batch", "FactorStack", "Role", "TransformFactory", "Weights", "named_dims"]
+
+WEIGHT_DIMS = ("out_feature", "in_feature")
+"""The names of the dimensions of a factor."""
 
 Role: TypeAlias = Literal["A", "B"]
 
@@ -42,3 +45,8 @@ class FactorStack:
 
 Weights: TypeAlias = Mapping[str, torch.Tensor]
 """Factors by stack name, each ``(L, d_o, d_i)``, or ``(S, L, d_o, d_i)`` for S draws."""
+
+
+def named_dims(names: tuple[str, ...]) -> Any:
+    """Names the event dimensions of a site, for `pyro.sample(…, infer=named_dims(names))`; diagnostics read them."""
+    return {"event_dims": names}

@@ -15,18 +15,21 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from bayeslora_pyro.abstract import AbstractPyroModule
-from bayeslora_pyro.types import Batch, FactorStack, Weights
+from bayeslora_pyro.types import WEIGHT_DIMS, Batch, FactorStack, Weights, named_dims
 
 __all__ = ["Guide", "GuidedModel", "GuidedPrior"]
-
-WEIGHT_DIMS = ("out_feature", "in_feature")
 
 
 class GuidedPrior(Protocol):
     """What a guide asks of a prior."""
 
-    latent: str | None
-    latent_dims: tuple[str, str]
+    @property
+    def latent(self) -> str | None:
+        """The name of the site to approximate."""
+
+    @property
+    def latent_dims(self) -> tuple[str, str]:
+        """The names of its dimensions."""
 
     def site(self, stack: FactorStack, name: str) -> str:
         """The name of a site."""
@@ -82,12 +85,14 @@ class Guide(AbstractPyroModule):
     def _setup(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
         for stack in self.stacks:
-            start = self.model.prior_of(stack).initial_latent(stack, generator)
+            prior = self.model.prior_of(stack)
+            start = prior.initial_latent(stack, generator)
             if start is not None:
                 own = PyroModule[nn.Module]()
                 setattr(self, stack.name, own)
-                noise_scale = start.new_full((len(stack),), self.initial_noise_scale)
-                own.raw_noise_scale = nn.Parameter(noise_scale.logit())
+                if prior.conditional(stack, start) is not None:
+                    noise_scale = start.new_full((len(stack),), self.initial_noise_scale)
+                    own.raw_noise_scale = nn.Parameter(noise_scale.logit())
                 self._setup_stack(stack, own, start, generator)
 
     @abstractmethod
@@ -134,10 +139,10 @@ class Guide(AbstractPyroModule):
 
     @final
     def noise_scale(self, stack: FactorStack) -> Tensor:
-        r"""The factor :math:`\lambda` of the conditional noise of each factor. Shape `(L,)`."""
+        r"""The factor :math:`\lambda` of the conditional noise, where the prior has one. Shape `(L,)`."""
         return cast(Tensor, self._own(stack).raw_noise_scale).sigmoid()
 
-    @final
+    @final  # type: ignore[misc]
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         """Samples the latent sites of all stacks, and the weights where they are a site of their own.
 
@@ -154,11 +159,11 @@ class Guide(AbstractPyroModule):
 
     def _sample_stack(self, stack: FactorStack, prior: GuidedPrior) -> Tensor:
         name = prior.site(stack, str(prior.latent))
-        latent: Tensor = pyro.sample(name, self.get_posterior(stack), infer={"event_dims": prior.latent_dims})
-        conditional = prior.conditional(stack, latent, self.noise_scale(stack))
-        if conditional is None:
+        latent: Tensor = pyro.sample(name, self.get_posterior(stack), infer=named_dims(prior.latent_dims))
+        if not hasattr(self._own(stack), "raw_noise_scale"):  # the latent site is the weights
             return latent
-        weights: Tensor = pyro.sample(prior.site(stack, "W"), conditional, infer={"event_dims": WEIGHT_DIMS})
+        conditional = prior.conditional(stack, latent, self.noise_scale(stack))
+        weights: Tensor = pyro.sample(prior.site(stack, "W"), conditional, infer=named_dims(WEIGHT_DIMS))
         return weights
 
     @final

@@ -75,7 +75,7 @@ class FlowGuide(Guide):
                 with pyro.validation_enabled(False):  # only a shape is read, and meta tensors have no values
                     columns = self.base.get_base_dist(stack).event_shape[-1]
                 flow = StackedTransform(factory, len(stack), columns, seed=self.seed + index)
-                setattr(self, f"flow_{stack.name}", flow.to(self.base.noise_scale(stack).device))
+                setattr(self, f"flow_{stack.name}", flow.to(next(self.base._own(stack).parameters())))
 
     def config(self) -> dict[str, Any]:
         """The arguments, beside the model, that make this guide again."""

@@ -11,11 +11,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from bayeslora_pyro.abstract import AbstractPyroModule
-from bayeslora_pyro.types import FactorStack, Weights
+from bayeslora_pyro.types import WEIGHT_DIMS, FactorStack, Weights
 
 __all__ = ["Prior"]
-
-WEIGHT_DIMS = ("out_feature", "in_feature")
 
 
 class Prior(AbstractPyroModule):

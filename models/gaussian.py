@@ -10,8 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from bayeslora_pyro.models.base import WEIGHT_DIMS, Prior
-from bayeslora_pyro.types import FactorStack, Weights
+from bayeslora_pyro.models.base import Prior
+from bayeslora_pyro.types import WEIGHT_DIMS, FactorStack, Weights, named_dims
 
 __all__ = ["GaussianPrior", "PointPrior"]
 
@@ -46,7 +46,7 @@ class GaussianPrior(Prior):
         start = self.initial_latent(stack)
         scale = self.scale / stack.shape[1] ** 0.5 if self.width_scaled else self.scale
         prior = dist.Normal(start.new_zeros(stack.shape), start.new_tensor(scale)).to_event(2)
-        weights: Tensor = pyro.sample(self.site(stack, "W"), prior, infer={"event_dims": WEIGHT_DIMS})
+        weights: Tensor = pyro.sample(self.site(stack, "W"), prior, infer=named_dims(WEIGHT_DIMS))
         return weights
 
     def initial_latent(self, stack: FactorStack, generator: torch.Generator | None = None) -> Tensor:

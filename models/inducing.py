@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast, final
+from typing import Any, ClassVar, final
 
 import pyro
 import pyro.distributions as dist
@@ -15,8 +15,8 @@ from torch.nn.functional import softplus
 
 from bayeslora_pyro.distributions import InducedNormal
 from bayeslora_pyro.linalg import InducingMap, orthonormal_factor
-from bayeslora_pyro.models.base import WEIGHT_DIMS, Prior
-from bayeslora_pyro.types import FactorStack, Weights
+from bayeslora_pyro.models.base import Prior
+from bayeslora_pyro.types import WEIGHT_DIMS, FactorStack, Weights, named_dims
 
 __all__ = ["InducingPrior"]
 
@@ -81,10 +81,10 @@ class InducingPrior(Prior):
             for side, count, width in (("row", self.rows, d_o), ("col", self.cols, d_i)):
                 locations = torch.randn(size, count, width, generator=generator) / count**0.5
                 setattr(own, f"z_{side}", nn.Parameter(locations.to(start)))
-                setattr(own, f"raw_d_{side}", nn.Parameter(torch.full((size, count), raw_nugget).to(start)))
-            log_scale = torch.full(
+                setattr(own, f"raw_d_{side}", nn.Parameter(start.new_full((size, count), raw_nugget)))
+            log_scale = start.new_full(
                 (size,), math.log(self.scale / math.sqrt(d_i if self.width_scaled else 1))
-            ).to(start)
+            )
             if self.learn_scale:
                 own.log_scale = nn.Parameter(log_scale)
             else:
@@ -95,9 +95,9 @@ class InducingPrior(Prior):
         """Samples the inducing matrices of a stack, then its factors. Shape `(..., L, d_o, d_i)`."""
         zeros = self._own(stack).raw_d_row.new_zeros(self.rows, self.cols)
         prior = dist.Normal(zeros, 1.0).to_event(2)
-        latent = pyro.sample(self.site(stack, "V"), prior, infer={"event_dims": self.latent_dims})
+        latent = pyro.sample(self.site(stack, "V"), prior, infer=named_dims(self.latent_dims))
         conditional = self.conditional(stack, latent)
-        weights: Tensor = pyro.sample(self.site(stack, "W"), conditional, infer={"event_dims": WEIGHT_DIMS})
+        weights: Tensor = pyro.sample(self.site(stack, "W"), conditional, infer=named_dims(WEIGHT_DIMS))
         return weights
 
     def conditional(
@@ -139,5 +139,5 @@ class InducingPrior(Prior):
             latent[:, :rank, :rank] = left_core.mT * factor[:, None, None]
         return latent
 
-    def _own(self, stack: FactorStack) -> PyroModule[Any]:
-        return cast("PyroModule[Any]", getattr(self, stack.name))
+    def _own(self, stack: FactorStack) -> Any:
+        return getattr(self, stack.name)

@@ -54,6 +54,11 @@ class Likelihood(AbstractPyroModule):
         return y
 
 
+def _wide(values: Tensor) -> Tensor:
+    """Takes half precision to float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def _tiles(values: Tensor, count: int) -> Tensor:
     """Splits `(S * items, ...)` into `(S, items, ...)`; leaves a single tile alone."""
     return values if values.shape[0] == count else values.reshape(-1, count, *values.shape[1:])
@@ -80,7 +85,7 @@ class Classification(Likelihood):
 
     def distribution(self, outputs: Any, batch: Batch) -> TorchDistribution:
         """Categorical over the classes. Batch shape `(items,)`, or `(S, items)` for S tiles."""
-        return _categorical(_tiles(outputs.logits.float(), self.num_items(batch)), batch.get("labels"))
+        return _categorical(_tiles(_wide(outputs.logits), self.num_items(batch)), batch.get("labels"))
 
 
 @final
@@ -141,7 +146,7 @@ class Choice(Likelihood):
         from_end = batch["attention_mask"].flip(-1).argmax(-1)
         slots = logits.shape[-2] - 1 - from_end
         at_slot = logits[..., torch.arange(len(slots), device=logits.device), slots, :]
-        return at_slot[..., list(self.label_tokens or ())].float()
+        return _wide(at_slot[..., list(self.label_tokens or ())])
 
     def _options(self, logits: Tensor, batch: Batch) -> Tensor:
         """The log-likelihoods of the options, `-inf` where an item has fewer. Shape `(..., items, options)`."""
@@ -175,7 +180,7 @@ class NextToken(Likelihood):
 
     def distribution(self, outputs: Any, batch: Batch) -> TorchDistribution:
         """Categorical over the vocabulary at each position. Event shape `(tokens - 1,)`."""
-        logits = _tiles(outputs.logits[:, :-1].float(), self.num_items(batch))
+        logits = _tiles(_wide(outputs.logits[:, :-1]), self.num_items(batch))
         labels = batch.get("labels")
         mask = batch["attention_mask"][:, 1:].bool() if labels is None else labels[:, 1:] != -100
         return dist.Categorical(logits=logits).mask(mask).to_event(1)
@@ -200,7 +205,7 @@ class Regression(Likelihood):
         self.noise = noise
         self.initial_scale = scale
         if noise == "learned":
-            self.scale = PyroParam(torch.tensor(float(scale)), constraints.positive)
+            self.scale: Any = PyroParam(torch.tensor(float(scale)), constraints.positive)
 
     def config(self) -> dict[str, Any]:
         """The arguments that make this likelihood again."""
@@ -208,19 +213,19 @@ class Regression(Likelihood):
 
     def distribution(self, outputs: Any, batch: Batch) -> TorchDistribution:
         """Normal. Batch shape `(items,)`, or `(S, items)` for S tiles."""
-        values = _tiles(outputs.logits.float(), self.num_items(batch))
+        values = _tiles(_wide(outputs.logits), self.num_items(batch))
         wanted = 1 if self.noise == "learned" else 2
         if values.shape[-1] != wanted:
             raise ValueError(
-                f"The head has {values.shape[-1]} outputs, and noise={self.noise!r} takes {wanted}: load the base model "
-                f"with num_labels={wanted}."
+                f"The head has {values.shape[-1]} outputs, and noise={self.noise!r} takes {wanted}: "
+                f"load the base model with num_labels={wanted}."
             )
         scale = self.scale if wanted == 1 else torch.nn.functional.softplus(values[..., 1]) + 1e-6
         return dist.Normal(values[..., 0], scale)
 
 
 def _token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
-    """The log-probability of each target, in float32. Shape `(..., tokens)`."""
-    logits = logits.float()
+    """The log-probability of each target. Shape `(..., tokens)`."""
+    logits = _wide(logits)
     chosen = logits.gather(-1, targets.expand(logits.shape[:-1]).unsqueeze(-1)).squeeze(-1)
     return chosen - logits.logsumexp(-1)

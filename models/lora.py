@@ -82,7 +82,8 @@ class BayesianLora(PyroModule):
                 f"prior should have an entry for each of the roles A and B, and has none for {missing[0]}."
             )
         generator = torch.Generator().manual_seed(self.seed)
-        priors, initial = PyroModule[nn.ModuleDict](), self.lora_weights()
+        initial = self.lora_weights()
+        priors: Any = PyroModule[nn.ModuleDict]()
         for roles in sorted(by_role):
             priors[roles] = copy.deepcopy(_look_up("prior", by_role[cast(Role, roles)], PRIORS))
             priors[roles].setup([stack for stack in self.stacks if stack.role in roles], initial, generator)

@@ -27,9 +27,8 @@ def brute_ece(probs, labels, num_bins):
     bins = [[] for _ in range(num_bins)]
     for row, label in zip(probs.tolist(), labels.tolist(), strict=True):
         top = max(row)
-        bins[min(int(torch.tensor(top * num_bins + 1e-12)), num_bins - 1)].append(
-            (top, row.index(top) == label)
-        )
+        index = min(int(top * num_bins + 1e-12), num_bins - 1)
+        bins[index].append((top, row.index(top) == label))
     gaps = (abs(sum(c for c, _ in b) - sum(r for _, r in b)) for b in bins if b)
     return sum(gaps) / len(labels)
 
@@ -40,9 +39,8 @@ class TestScores:
         probs = log_probs.exp().mean(0)
         rows = list(zip(probs.tolist(), labels.tolist(), strict=True))
         n = len(rows)
-        assert metrics.accuracy(log_probs, labels) == pytest.approx(
-            sum(p.index(max(p)) == y for p, y in rows) / n
-        )
+        right = sum(p.index(max(p)) == y for p, y in rows)
+        assert metrics.accuracy(log_probs, labels) == pytest.approx(right / n)
         assert metrics.nll(log_probs, labels) == pytest.approx(-sum(math.log(p[y]) for p, y in rows) / n)
         expected = sum((q - (c == y)) ** 2 for p, y in rows for c, q in enumerate(p)) / n
         assert metrics.brier(log_probs, labels) == pytest.approx(expected)

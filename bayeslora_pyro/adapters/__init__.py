@@ -1,10 +1,25 @@
 """PEFT models seen as stacks of LoRA factors: the only importer of peft."""
 
 from bayeslora_pyro.adapters.adapter import Adapter as Adapter
-from bayeslora_pyro.adapters.folders import fingerprint as fingerprint
+from bayeslora_pyro.adapters.bases import describe_base as describe_base
+from bayeslora_pyro.adapters.bases import unchanged_on_failure as unchanged_on_failure
+from bayeslora_pyro.adapters.build import add_lora as add_lora
+from bayeslora_pyro.adapters.folders import PEFT_CONFIG as PEFT_CONFIG
+from bayeslora_pyro.adapters.folders import PEFT_TENSORS as PEFT_TENSORS
 from bayeslora_pyro.adapters.folders import load_peft_model as load_peft_model
 from bayeslora_pyro.adapters.folders import write_folder as write_folder
 from bayeslora_pyro.adapters.slots import LinearOperator as LinearOperator
 from bayeslora_pyro.adapters.slots import Operator as Operator
 
-__all__ = ["Adapter", "LinearOperator", "Operator", "fingerprint", "load_peft_model", "write_folder"]
+__all__ = [
+    "PEFT_CONFIG",
+    "PEFT_TENSORS",
+    "Adapter",
+    "LinearOperator",
+    "Operator",
+    "add_lora",
+    "describe_base",
+    "load_peft_model",
+    "unchanged_on_failure",
+    "write_folder",
+]

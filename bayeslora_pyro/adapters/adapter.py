@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,12 +14,19 @@ from torch import Tensor, nn
 
 from bayeslora_pyro.adapters.slots import (
     LinearOperator,
-    Operator,
     Slot,
     checkpoints_within,
     replaced_parameters,
 )
-from bayeslora_pyro.adapters.stacks import activated, active_adapter, find_layers, leaf, leaves, stack_factors
+from bayeslora_pyro.adapters.stacks import (
+    activated,
+    active_adapter,
+    check_unmerged,
+    find_layers,
+    leaf,
+    leaves,
+    stack_factors,
+)
 from bayeslora_pyro.types import Batch, Weights
 
 __all__ = ["Adapter"]
@@ -45,13 +52,13 @@ class Adapter:
     def __init__(self, peft_model: nn.Module, adapter_name: str | None = None) -> None:
         if not isinstance(peft_model, PeftModel):
             raise TypeError(
-                f"peft_model is a {type(peft_model).__name__}: wrap it first, get_peft_model(base_model, LoraConfig(…))."
+                f"peft_model is a {type(peft_model).__name__}, and no PeftModel: "
+                "wrap it first, get_peft_model(base_model, LoraConfig(…))."
             )
         self._peft_model = (peft_model,)  # a tuple, so that no module that holds an Adapter takes it in
         self.adapter_name = adapter_name or active_adapter(peft_model)
         self._layers = find_layers(peft_model, self.adapter_name)
         self.stacks = stack_factors(self._layers, self.adapter_name)
-        self._slots = {(stack.name, name): Slot() for stack in self.stacks for name in stack.adapters}
         self._accepted = _accepted_arguments(peft_model)
 
     @property
@@ -75,22 +82,22 @@ class Adapter:
         return weight if isinstance(weight, Tensor) and weight.is_floating_point() else None
 
     def lora_weights(self) -> dict[str, Tensor]:
-        """Copies the factors that the PEFT model has now, in float32. Shapes `(L, d_o, d_i)`."""
+        """Copies the factors that the PEFT model has now, in float32 at least. Shapes `(L, d_o, d_i)`."""
         return {
             stack.name: torch.stack(
                 [
-                    leaf(self._layers[name], stack.role, self.adapter_name).weight.detach().float()
+                    _at_least_single(leaf(self._layers[name], stack.role, self.adapter_name).weight)
                     for name in stack.adapters
                 ]
             )
             for stack in self.stacks
         }
 
-    def head_parameters(self) -> dict[str, nn.Parameter]:
-        """The trainable parameters of the PEFT model that are no LoRA factors, by name."""
+    def head_parameters(self) -> dict[str, Tensor]:
+        """Copies the trainable parameters of the PEFT model outside LoRA, in float32 at least, by name."""
         own = f".modules_to_save.{self.adapter_name}."
         return {
-            name: parameter
+            name: _at_least_single(parameter).clone()
             for name, parameter in self.peft_model.named_parameters()
             if own in name
             or (parameter.requires_grad and not any(part in name for part in (".lora_", ".modules_to_save.")))
@@ -111,11 +118,11 @@ class Adapter:
         Returns:
             The output of the model, for `S * items` items.
         """
-        inputs = {name: batch[name] for name in batch if name in self._accepted}
+        inputs = {name: value for name, value in batch.items() if name in self._accepted}
         if (num_draws := _num_draws(weights)) is not None:
-            inputs = {
-                name: value.repeat(num_draws, *[1] * (value.dim() - 1)) for name, value in inputs.items()
-            }
+            inputs = {name: _repeat(value, num_draws) for name, value in inputs.items()}
+        if "use_cache" in self._accepted:
+            kwargs = {"use_cache": False} | kwargs  # the keys and values of all tokens, that nobody reads
         with self.bind(weights, head):
             return self.peft_model(**inputs, **kwargs)
 
@@ -126,33 +133,46 @@ class Adapter:
         A layer under gradient checkpointing runs a second time in the backward pass, after this context was left: it
         gets the same factors bound again for that time.
         """
-        operators: dict[tuple[str, str], Operator] = {
-            (stack.name, name): LinearOperator(weight)
+        slots = [
+            (leaves(self._layers[name], stack.role), Slot(LinearOperator(weight)))
             for stack in self.stacks
             for name, weight in zip(stack.adapters, weights[stack.name].unbind(-3), strict=True)
-        }
-        bound = partial(self._bound, operators, dict(head or {}))
+        ]
+        values = {name: value.to(self._dtype_of(name)) for name, value in (head or {}).items()}
+        bound = partial(self._bound, slots, values)
         with bound(), checkpoints_within(self.peft_model, bound):
             yield self.peft_model
 
+    def _dtype_of(self, name: str) -> torch.dtype:
+        return self.peft_model.get_parameter(name).dtype
+
     @contextmanager
     def _bound(
-        self, operators: Mapping[tuple[str, str], Operator], head: Mapping[str, Tensor]
+        self, slots: Sequence[tuple[nn.ModuleDict, Slot]], head: Mapping[str, Tensor]
     ) -> Iterator[None]:
-        before: list[tuple[dict[str, nn.Module | None], nn.Module | None]] = []
+        check_unmerged(self._layers)
+        leaves_of = [factors._modules for factors, _ in slots]
+        before = [modules[self.adapter_name] for modules in leaves_of]
         try:
-            for stack in self.stacks:
-                for name in stack.adapters:
-                    slot = self._slots[stack.name, name]
-                    slot.operator = operators[stack.name, name]
-                    modules = leaves(self._layers[name], stack.role)._modules
-                    before.append((modules, modules[self.adapter_name]))
-                    modules[self.adapter_name] = slot
+            for modules, (_, slot) in zip(leaves_of, slots, strict=True):
+                modules[self.adapter_name] = slot
             with replaced_parameters(self.peft_model, head), activated(self.peft_model, self.adapter_name):
                 yield
         finally:
-            for modules, module in reversed(before):
+            for modules, module in zip(leaves_of, before, strict=True):
                 modules[self.adapter_name] = module
+
+
+def _at_least_single(parameter: Tensor) -> Tensor:
+    """Gives a parameter in float32 where it is less precise."""
+    return parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+def _repeat(value: Any, count: int) -> Any:
+    """Repeats what has items; leaves a scalar alone."""
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    return value.repeat(count, *[1] * (value.dim() - 1))
 
 
 def _num_draws(weights: Weights) -> int | None:

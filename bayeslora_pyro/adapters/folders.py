@@ -1,24 +1,25 @@
-"""Ordinary PEFT folders: writing factors as one, loading one, telling base models apart."""
+"""Ordinary PEFT folders: writing factors as one, loading one."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-import torch
-from peft import AutoPeftModel, PeftModel
-from peft.tuners.lora import LoraLayer
+from peft import PeftConfig, PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bayeslora_pyro.adapters.adapter import Adapter
+from bayeslora_pyro.adapters.bases import check_base, load_base
 from bayeslora_pyro.types import Weights
 
-__all__ = ["adapter_state", "fingerprint", "load_peft_model", "write_folder"]
+__all__ = ["PEFT_CONFIG", "PEFT_TENSORS", "adapter_state", "load_peft_model", "write_folder"]
+
+PEFT_CONFIG = "adapter_config.json"
+PEFT_TENSORS = "adapter_model.safetensors"
 
 
 def adapter_state(
@@ -62,40 +63,32 @@ def write_folder(adapter: Adapter, weights: Weights, head: Mapping[str, Tensor],
     config = copy.deepcopy(adapter.peft_model.peft_config[adapter.adapter_name])
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    save_file(adapter_state(adapter, weights, head), folder / "adapter_model.safetensors", {"format": "pt"})
+    save_file(adapter_state(adapter, weights, head), folder / PEFT_TENSORS, {"format": "pt"})
 
 
-def load_peft_model(folder: Path, base_model: nn.Module | None, adapter_name: str) -> nn.Module:
+def load_peft_model(
+    folder: Path, base_model: nn.Module | None, adapter_name: str, description: Mapping[str, Any]
+) -> nn.Module:
     """Loads a PEFT folder over a base model, or over the one that the folder names.
 
+    Args:
+        folder: The folder.
+        base_model: The base model; by default the one that the folder names.
+        adapter_name: The name that the adapter gets.
+        description: What the base model should be, from :func:`describe_base`.
+
     Raises:
-        ValueError: If the base model already carries LoRA layers.
+        ValueError: If the folder is damaged, or the base model is another one or carries LoRA layers already.
     """
-    if base_model is None:
-        loaded: nn.Module = AutoPeftModel.from_pretrained(str(folder), adapter_name=adapter_name)
-        return loaded
-    if isinstance(base_model, PeftModel) or any(
-        isinstance(module, LoraLayer) for module in base_model.modules()
-    ):
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            "base_model already carries LoRA layers: give the base model as it was before get_peft_model."
-        )
-    return cast(nn.Module, PeftModel.from_pretrained(base_model, str(folder), adapter_name=adapter_name))
-
-
-def fingerprint(adapter: Adapter) -> str:
-    """A digest of the adapted layers: their names, shapes, and some of their frozen weights.
-
-    Weights are compared in bfloat16, so that it does not matter in which precision a base model is loaded; those of
-    quantised layers are left out.
-    """
-    digest = hashlib.sha256()
-    for stack in adapter.stacks:
-        digest.update(repr((stack.name, stack.adapters)).encode())
-    for name in sorted({name for stack in adapter.stacks for name in stack.adapters}):
-        weight = adapter.frozen_weight(name)
-        if weight is not None:
-            digest.update(repr(tuple(weight.shape)).encode())
-            sample = weight.detach().flatten()[:: max(1, weight.numel() // 64)][:64]
-            digest.update(sample.to("cpu", torch.bfloat16).float().numpy().tobytes())
-    return digest.hexdigest()
+            f"{folder / PEFT_CONFIG} is damaged: restore it from a copy, or fit again."
+        ) from error
+    base = load_base(config, description["settings"]) if base_model is None else base_model
+    check_base(base, description)
+    return cast(
+        nn.Module,
+        PeftModel.from_pretrained(base, str(folder), adapter_name=adapter_name, is_trainable=True),
+    )

@@ -20,9 +20,11 @@ class Operator(Protocol):
     @property
     def weight(self) -> Tensor:
         """A tensor of the dtype in which the operator works; PEFT casts its inputs to it."""
+        ...
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Maps activations `(items, ..., in)` to `(items, ..., out)`."""
+        ...
 
 
 class LinearOperator:
@@ -46,9 +48,15 @@ class LinearOperator:
 
 
 class Slot(nn.Module):
-    """Applies the operator bound to it."""
+    """Applies an operator.
 
-    operator: Operator
+    Args:
+        operator: What to apply.
+    """
+
+    def __init__(self, operator: Operator) -> None:
+        super().__init__()
+        self.operator = operator
 
     @property
     def weight(self) -> Tensor:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
 from torch import nn
 
 from bayeslora_pyro.types import FactorStack, Role
 
-__all__ = ["activated", "active_adapter", "find_layers", "leaf", "leaves", "stack_factors"]
+__all__ = ["activated", "active_adapter", "check_unmerged", "find_layers", "leaf", "leaves", "stack_factors"]
 
 
 def active_adapter(peft_model: PeftModel) -> str:
@@ -28,16 +29,17 @@ def active_adapter(peft_model: PeftModel) -> str:
 
 @contextmanager
 def activated(peft_model: PeftModel, adapter_name: str) -> Iterator[None]:
-    """Makes one adapter the only active one, without touching what requires a gradient."""
-    modules = [m for m in peft_model.modules() if "_active_adapter" in vars(m)]
-    before = [vars(module)["_active_adapter"] for module in modules]
+    """Makes one adapter the only active one, and enabled, without touching what requires a gradient."""
+    wanted = {"_active_adapter": [adapter_name], "_disable_adapters": False}
+    modules = [vars(module) for module in peft_model.modules() if "_active_adapter" in vars(module)]
+    before = [{name: own[name] for name in wanted if name in own} for own in modules]
     try:
-        for module in modules:
-            vars(module)["_active_adapter"] = [adapter_name]
+        for own, old in zip(modules, before, strict=True):
+            own.update({name: wanted[name] for name in old})
         yield
     finally:
-        for module, active in zip(modules, before, strict=True):
-            vars(module)["_active_adapter"] = active
+        for own, old in zip(modules, before, strict=True):
+            own.update(old)
 
 
 def leaves(layer: LoraLayer, role: Role) -> nn.ModuleDict:
@@ -64,6 +66,7 @@ def find_layers(peft_model: nn.Module, adapter_name: str) -> dict[str, LoraLayer
         raise ValueError(_nothing_found(adapter_name, layers, modules))
     for name, layer in chosen.items():
         _check_layer(name, layer, adapter_name)
+    check_unmerged(chosen)
     return chosen
 
 
@@ -76,9 +79,14 @@ def _has_adapter(layer: LoraLayer, adapter_name: str) -> bool:
 
 
 def _check_layer(name: str, layer: LoraLayer, adapter_name: str) -> None:
-    if adapter_name not in layer.lora_A or type(leaf(layer, "A", adapter_name)) is not nn.Linear:
+    adds_to_weight = isinstance(layer, MultiheadAttention | ParamWrapper)
+    if (
+        adds_to_weight
+        or adapter_name not in layer.lora_A
+        or type(leaf(layer, "A", adapter_name)) is not nn.Linear
+    ):
         raise ValueError(
-            f"Layer {name!r} is no linear layer: its LoRA factors cannot be stacked. Leave it out of target_modules."
+            f"Layer {name!r} is no linear layer: its LoRA factors cannot be stacked. Leave it out of the LoraConfig."
         )
     variant = layer.lora_variant.get(adapter_name) if hasattr(layer, "lora_variant") else None
     if variant is not None:
@@ -86,9 +94,17 @@ def _check_layer(name: str, layer: LoraLayer, adapter_name: str) -> None:
             f"Layer {name!r} uses the LoRA variant {type(variant).__name__}, which does not compute B A x. "
             "Build the PEFT model with a plain LoraConfig (use_dora=False)."
         )
-    if layer.merged:
+    if leaf(layer, "B", adapter_name).bias is not None:
         raise ValueError(
-            f"Layer {name!r} has its adapter merged into the base. Call peft_model.unmerge_adapter()."
+            f"Layer {name!r} has a bias on its factor B. Build the PEFT model with lora_bias=False."
+        )
+
+
+def check_unmerged(layers: Mapping[str, LoraLayer]) -> None:
+    """Refuses layers with an adapter merged into the base, where factors have no effect."""
+    if merged := [name for name, layer in layers.items() if layer.merged]:
+        raise ValueError(
+            f"Layer {merged[0]!r} has its adapter merged into the base. Call peft_model.unmerge_adapter()."
         )
 
 

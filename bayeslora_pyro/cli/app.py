@@ -1,0 +1,57 @@
+"""The entry point: reads the command line, runs the command, and turns a failure into one line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from bayeslora_pyro.cli.errors import CommandError, one_line
+from bayeslora_pyro.cli.parsing import parse
+from bayeslora_pyro.cli.plans import make_plan
+from bayeslora_pyro.cli.terminal import complain, quiet_libraries
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: The command line without the name of the program; by default that of the process.
+
+    Returns:
+        The exit code: 0 if all went well, 1 if the work failed, 2 if it was asked for wrongly, 130 after Ctrl-C.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments or bool(os.environ.get("BAYESLORA_DEBUG"))
+    try:
+        call = parse(arguments)
+        plan = make_plan(call)
+        # Only now: torch, Pyro and transformers take seconds to import.
+        with quiet_libraries(debug):
+            command = importlib.import_module(f"bayeslora_pyro.cli.{call.command}")
+            command.run(plan)
+    except SystemExit as end:  # argparse has shown its help
+        return int(end.code or 0)
+    except KeyboardInterrupt as interrupt:
+        complain(str(interrupt) or "interrupted")
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _report(error)
+    return 0
+
+
+def _report(error: Exception) -> int:
+    if isinstance(error, CommandError):
+        complain(str(error))
+        return 2
+    if isinstance(error, FloatingPointError | OSError):
+        complain(one_line(error))
+        return 1
+    complain(f"{type(error).__name__}: {one_line(error)} (run again with --debug to see where)")
+    return 1

@@ -1,0 +1,195 @@
+"""From options to a base model with LoRA layers, and to a method made ready for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bayeslora_pyro.adapters import add_lora
+from bayeslora_pyro.cli.errors import CommandError, blame
+from bayeslora_pyro.config import FitConfig
+from bayeslora_pyro.methods import METHODS, Recipe
+from bayeslora_pyro.models import BayesianLora
+from bayeslora_pyro.posterior import Posterior
+from bayeslora_pyro.tasks import (
+    PACKAGED_MODELS,
+    Examples,
+    default_target_modules,
+    load_base_model,
+    make_loader,
+)
+
+__all__ = ["Language", "adapt", "load_language", "load_posterior", "make_recipe"]
+
+_KINDS = {
+    "classification": ("classification", "SEQ_CLS", "classification"),
+    "regression": ("regression", "SEQ_CLS", "regression"),
+    "choice": ("choice", "CAUSAL_LM", "choice"),
+    "text": ("next_token", "CAUSAL_LM", "next_token"),
+}
+"""By the kind of the examples: what the base model predicts, PEFT's word for it, the likelihood."""
+
+_GUIDE = {
+    "transform": "transform",
+    "depth": "depth",
+    "guide.scale": "scale",
+    "guide.noise_scale": "noise_scale",
+}
+"""The options that are arguments of the guide."""
+
+
+@dataclass(frozen=True)
+class Language:
+    """A base model with its tokenizer, and the longest text it is given.
+
+    Args:
+        base_model: The base model.
+        tokenizer: Its tokenizer.
+        max_length: The longest text in tokens.
+    """
+
+    base_model: Any
+    tokenizer: Any
+    max_length: int
+
+    def loader(self, examples: Examples, batch_size: int, *, training: bool = False, seed: int = 0) -> Any:
+        """Batches of examples; for training in an order that the seed decides, else by length."""
+        return make_loader(
+            examples,
+            self.tokenizer,
+            batch_size=batch_size,
+            shuffle=training,
+            seed=seed,
+            max_length=self.max_length,
+            group_by_length=not training,
+        )
+
+
+def load_language(
+    options: Mapping[str, Any], kind: str, num_classes: int, max_length: int | None
+) -> Language:
+    """Loads the base model that the options name.
+
+    Args:
+        options: The options of `fit`.
+        kind: The kind of the examples.
+        num_classes: The number of classes; ignored unless the kind is `"classification"`.
+        max_length: The longest text in tokens; None for 128, or what the model takes.
+    """
+    name = options["model"]
+    dtype = None if options["dtype"] is None else getattr(torch, options["dtype"])
+    num_labels = num_classes if kind == "classification" else None
+    _check_model(name)
+    with blame("--model", name, everything=True):
+        task_type: Any = _KINDS[kind][0]
+        base_model, tokenizer = load_base_model(
+            name, task_type=task_type, num_labels=num_labels, dtype=dtype, seed=options["seed"]
+        )
+    device: Any = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    with blame("--device", device):
+        try:
+            base_model = base_model.to(device)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            raise ValueError(f"{error}: give cpu, or another device that is there") from error
+    return Language(base_model, tokenizer, _max_length(base_model, tokenizer, max_length))
+
+
+def _check_model(name: str) -> None:
+    path = Path(name)
+    if name in PACKAGED_MODELS or not path.exists():
+        return
+    if not (path / "config.json").is_file():
+        raise CommandError(f"--model {name} holds no config.json: give the folder of a saved base model")
+
+
+def _max_length(base_model: Any, tokenizer: Any, asked: int | None) -> int:
+    positions = getattr(base_model.config, "max_position_embeddings", None)
+    longest = min(int(tokenizer.model_max_length), positions or int(tokenizer.model_max_length))
+    if asked is not None and asked > longest:
+        raise CommandError(f"--max-length {asked}: the base model takes at most {longest} tokens")
+    return min(128, longest) if asked is None else asked
+
+
+def adapt(language: Language, options: Mapping[str, Any], kind: str) -> nn.Module:
+    """Puts LoRA layers into the base model."""
+    targets = options["target_modules"] or default_target_modules(options["model"])
+    with blame("--target-modules"):
+        return add_lora(
+            language.base_model,
+            task_type=_KINDS[kind][1],
+            r=options["r"],
+            lora_alpha=options["lora_alpha"],
+            lora_dropout=options["lora_dropout"],
+            target_modules=targets,
+            seed=options["seed"],
+        )
+
+
+def check_method(name: str) -> None:
+    """Complains of a method that there is not."""
+    if name not in METHODS:
+        raise CommandError(f"--method {name} is not known: give one of {', '.join(METHODS)}")
+
+
+def make_recipe(peft_model: nn.Module, options: Mapping[str, Any], kind: str, num_data: int) -> Recipe:
+    """Makes a method ready, with what the options change of its prior, its guide and its fit."""
+    seed = options["seed"]
+    recipe = METHODS[options["method"]](peft_model, _KINDS[kind][2], num_data, seed=seed)
+    prior = {
+        name.partition(".")[2]: value
+        for name, value in options.items()
+        if name.startswith("prior.") and value is not None
+    }
+    guide: dict[str, Any] = {key: options[name] for name, key in _GUIDE.items() if options[name] is not None}
+    if prior or guide:
+        recipe = _changed(recipe, options["method"], prior, guide)
+    settings = {name: options[name] for name in vars(FitConfig()) if options[name] is not None}
+    return replace(recipe, config=recipe.config.replace(**settings))
+
+
+def _changed(recipe: Recipe, method: str, prior: dict[str, Any], guide: dict[str, Any]) -> Recipe:
+    """Builds the parts of a recipe again with other arguments."""
+    own: Any = recipe.model.priors["AB"]
+    base = getattr(recipe.guide, "base", recipe.guide)
+    known = base.config() | recipe.guide.config()
+    flags = {key: f"--{name.replace('_', '-')}" for name, key in _GUIDE.items()}
+    for flag, name, table in (
+        *((f"--prior.{name.replace('_', '-')}", name, own.config()) for name in prior),
+        *((flags[name], name, known) for name in guide),
+    ):
+        if name not in table or own.latent is None:
+            raise CommandError(
+                f"{flag} does not fit --method {method}: leave it out, or choose another method"
+            )
+    with blame(_named(prior, guide, flags)):
+        model = BayesianLora(
+            recipe.model.adapter.peft_model,
+            type(own)(**(own.config() | prior)),
+            recipe.model.likelihood,
+            recipe.model.num_data,
+            seed=recipe.model.seed,
+        )
+        return replace(
+            recipe, model=model, guide=type(recipe.guide)(model, **(recipe.guide.config() | guide))
+        )
+
+
+def _named(prior: dict[str, Any], guide: dict[str, Any], flags: Mapping[str, str]) -> str:
+    given = {f"--prior.{name.replace('_', '-')}": value for name, value in prior.items()}
+    given |= {flags[name]: value for name, value in guide.items()}
+    return ", ".join(f"{flag} {value}" for flag, value in given.items())
+
+
+def load_posterior(folder: Path, language: Language) -> Posterior:
+    """Loads the posterior of a run over its base model."""
+    with blame(str(folder)):
+        posterior = Posterior.load(folder, language.base_model)
+    device = language.base_model.device
+    posterior.model.to(device)
+    posterior.guide.to(device)
+    return posterior

@@ -1,0 +1,173 @@
+"""`bayeslora evaluate`: the figures of a fit on its test set and under shift."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bayeslora_pyro import metrics
+from bayeslora_pyro.cli.errors import CommandError
+from bayeslora_pyro.cli.fit import tempering
+from bayeslora_pyro.cli.loaded import LoadedRun
+from bayeslora_pyro.cli.plans import Plan
+from bayeslora_pyro.cli.runs import write_json
+from bayeslora_pyro.cli.terminal import figures, say, show_facts, show_table, tracked
+from bayeslora_pyro.prediction import Prediction, RegressionPrediction
+from bayeslora_pyro.tasks import Examples
+
+__all__ = ["run"]
+
+_COLUMNS = {
+    "classification": ("accuracy", "nll", "ece", "brier", "auroc_entropy", "auroc_information"),
+    "regression": ("rmse", "mae", "nll", "coverage_90"),
+    "text": ("nll", "perplexity"),
+}
+_COLUMNS["choice"] = _COLUMNS["classification"]
+_HEADS = {
+    "accuracy": "Acc.",
+    "nll": "NLL",
+    "ece": "ECE",
+    "brier": "Brier",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "coverage_90": "In 90%",
+    "perplexity": "Perplexity",
+    "auroc_entropy": "AUROC H",
+    "auroc_information": "AUROC MI",
+}
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """Predicts sets and scores them.
+
+    Args:
+        run: The run.
+        num_draws: The number of draws.
+        seed: Their seed.
+    """
+
+    run: LoadedRun
+    num_draws: int
+    seed: int
+
+    def predict(self, name: str, examples: Examples) -> Any:
+        """Predicts each item with each draw; a regression in the units of the targets."""
+        prediction = self.run.posterior.predict(self._batches(name, examples), self.num_draws, self.seed)
+        scale = self.run.target
+        if scale is None or not isinstance(prediction, RegressionPrediction):
+            return prediction
+        labels = prediction.labels
+        return RegressionPrediction(
+            prediction.loc * scale.deviation + scale.mean,
+            prediction.scale * scale.deviation,
+            None if labels is None else labels.double() * scale.deviation + scale.mean,
+        )
+
+    def score_text(self, name: str, examples: Examples) -> Row:
+        """The mean negative log-likelihood of a token, in nats, under the posterior predictive of whole texts."""
+        batches = list(self._batches(name, examples))
+        scores = self.run.posterior.log_likelihood(batches, self.num_draws, self.seed).double()
+        total = (scores.logsumexp(0) - torch.tensor(float(len(scores))).log()).sum()
+        tokens = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
+        nll = -float(total) / tokens
+        return {
+            "nll": nll,
+            "perplexity": float(torch.tensor(nll).exp()),
+            "n": len(examples),
+            "tokens": tokens,
+        }
+
+    def _batches(self, name: str, examples: Examples) -> Any:
+        return tracked(self.run.loader(examples), name)
+
+
+def run(plan: Plan) -> None:
+    """Scores a fit, shows the figures, and writes them if asked to."""
+    options = plan.options
+    opened = LoadedRun(plan.folder, plan.record or {})
+    sets = _sets(opened, options)
+    scorer = _Scorer(opened, options["num_draws"] or opened.record["num_draws"], options["seed"])
+    kind = opened.record["data"]["kind"]
+    temperature = _temperature(scorer) if options["temperature"] else None
+    rows: dict[str, Row] = {}
+    first: Prediction | None = None
+    for name, examples in sets.items():
+        if kind == "text":
+            rows[name] = scorer.score_text(name, examples)
+            continue
+        prediction = scorer.predict(name, examples)
+        rows[name] = _score(prediction, first, temperature)
+        first = first or (prediction if isinstance(prediction, Prediction) else None)
+    if options["json"]:
+        write_json(Path(options["json"]), rows)
+    _show(opened, scorer, rows, temperature)
+    if options["json"]:
+        say(f"Written to {options['json']}.")
+
+
+def _sets(opened: LoadedRun, options: Mapping[str, Any]) -> dict[str, Examples]:
+    """The sets to score by name, the one to compare with first."""
+    if options["data"] is None:
+        sets = opened.test_set()
+    else:
+        name, examples = opened.other_set(options["data"], "--data")
+        sets = {name: examples}
+    return sets | opened.shifts(options, len(next(iter(sets.values()))), taken=set(sets))
+
+
+def _temperature(scorer: _Scorer) -> float:
+    """Fits one temperature on the tuning set."""
+    kind, tuning = scorer.run.record["data"]["kind"], scorer.run.data.splits.tuning
+    if kind not in ("classification", "choice"):
+        raise CommandError(f"--temperature is for classes, and this run is for {kind}: leave it out")
+    if len(tuning) == 0:
+        raise CommandError("--temperature needs a tuning set, and this run has none: fit with --tuning")
+    prediction = scorer.predict("tuning", tuning)
+    return metrics.temperature_scale(prediction.log_probs, prediction.labels)
+
+
+def _score(prediction: Any, first: Prediction | None, temperature: float | None) -> Row:
+    """The figures of a set; how well uncertainty tells it from the first; and the same with a temperature."""
+    row: Row = {**prediction.evaluate()}
+    row["n"] = int(row["n"])
+    if first is not None:
+        row["auroc_entropy"] = metrics.auroc(first.entropy, prediction.entropy)
+        row["auroc_information"] = metrics.auroc(first.epistemic, prediction.epistemic)
+    if temperature is not None:
+        scaled = (metrics.mean_log_probs(prediction.log_probs) / temperature).log_softmax(-1)
+        others = replace(prediction, log_probs=scaled[None]).evaluate()
+        row["scaled"] = {"temperature": temperature, **others, "n": row["n"]}
+    return row
+
+
+def _show(opened: LoadedRun, scorer: _Scorer, rows: Mapping[str, Row], temperature: float | None) -> None:
+    options, record = opened.record["options"], opened.record
+    shown = {
+        "posterior": f"{options['method']} on {options['model']}, {scorer.num_draws} "
+        f"{'draw' if scorer.num_draws == 1 else 'draws'}, seed {scorer.seed}",
+        "fitted by": tempering(options["method"], record["fit"]["kl_weight"]),
+    }
+    if temperature is not None:
+        shown["temperature"] = f"{temperature:.3f}, fitted on {record['data']['tuning']:,} tuning items"
+    show_facts(shown)
+    say("")
+    columns = [name for name in _COLUMNS[record["data"]["kind"]] if any(name in row for row in rows.values())]
+    lines = []
+    for name, row in rows.items():
+        lines.append([name, figures(row["n"]), *(figures(row.get(column)) for column in columns)])
+        if "scaled" in row:
+            lines.append(["  scaled", "", *(figures(row["scaled"].get(column)) for column in columns)])
+    show_table(["Set", "n", *(_HEADS[column] for column in columns)], lines)
+    if "auroc_entropy" in columns:
+        first = next(iter(rows))
+        say(
+            f"AUROC: how often an item of the set is more uncertain than one of {first}, by entropy (H) or by"
+        )
+        say("mutual information (MI); 0.5 is chance.")

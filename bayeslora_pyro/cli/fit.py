@@ -1,0 +1,159 @@
+"""`bayeslora fit`: from data and a base model to a posterior in a folder."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bayeslora_pyro import __version__
+from bayeslora_pyro.cli.building import Language, adapt, check_method, load_language, make_recipe
+from bayeslora_pyro.cli.data import RunData, load_run_data
+from bayeslora_pyro.cli.plans import Plan
+from bayeslora_pyro.cli.runs import CHECKPOINT, FORMAT, RECORD, write_json
+from bayeslora_pyro.cli.terminal import say, show_facts, working
+from bayeslora_pyro.folders import new_folder
+from bayeslora_pyro.inference import FitResult
+from bayeslora_pyro.methods import Recipe
+from bayeslora_pyro.parameters import count_parameters
+from bayeslora_pyro.tasks import TASKS
+
+__all__ = ["run"]
+
+_LIBRARIES = ("torch", "pyro-ppl", "transformers", "peft")
+_NOT_RECORDED = ("output", "resume", "overwrite")
+
+
+def run(plan: Plan) -> None:
+    """Fits a posterior and writes it."""
+    options, known = plan.options, plan.record
+    if known is not None and known["finished"]:
+        say(f"{plan.folder} is finished: there is nothing to resume.")
+        return
+    check_method(options["method"])
+    with working("reading the data"):
+        data = load_run_data(options, None if known is None else known["data"])
+    kind = data.examples.kind
+    with working(f"loading {options['model']}"):
+        language = load_language(options, kind, data.examples.num_outcomes, options["max_length"])
+        peft_model = adapt(language, options, kind)
+    recipe = make_recipe(peft_model, options, kind, len(data.splits.train))
+    recipe.model.to(language.base_model.device)
+    recipe.guide.to(language.base_model.device)
+    show_facts(_describe(plan.folder, options, data, recipe))
+    record = _record(options, data, language, recipe)
+    started = time.monotonic()
+    result = _fit(plan, record, data, language, recipe)
+    _save(plan.folder, record, result)
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    say(f"Saved to {plan.folder} after {minutes} min {seconds} s.")
+    say(_next_step(plan.folder, options))
+
+
+def _fit(plan: Plan, record: dict[str, Any], data: RunData, language: Language, recipe: Recipe) -> FitResult:
+    """Fits, with the checkpoint in the folder of the run."""
+    loader = language.loader(
+        data.splits.train, plan.options["batch_size"], training=True, seed=plan.options["seed"]
+    )
+    checkpoint = plan.folder / CHECKPOINT
+    if plan.record is None:
+        checkpoint.unlink(missing_ok=True)
+    write_json(plan.folder / RECORD, record)
+    steps: list[float] = []
+    try:
+        return recipe.fit(
+            loader,
+            checkpoint=checkpoint,
+            resume=plan.record is not None,
+            callbacks=[lambda row: steps.append(row["step"])],
+        )
+    except KeyboardInterrupt:
+        done = (
+            f"after step {int(steps[-1]) + 1} of {recipe.config.num_steps}"
+            if steps
+            else "before the first step"
+        )
+        raise KeyboardInterrupt(
+            f"interrupted {done}; to go on: bayeslora fit --resume --output {plan.folder}"
+        ) from None
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{error} Give --overwrite to start anew in {plan.folder}.") from error
+
+
+def _save(folder: Path, record: dict[str, Any], result: FitResult) -> None:
+    """Puts posterior and record into the place of the checkpoint, all or nothing."""
+    posterior = result.posterior
+    posterior.metadata |= {
+        "method": record["options"]["method"],
+        "base_model": record["options"]["model"],
+        "data": record["data"]["name"],
+        "kl_weight": record["fit"]["kl_weight"],
+        "seed": record["options"]["seed"],
+        "max_length": record["max_length"],
+    }
+    if record["data"]["classes"]:
+        posterior.metadata["label_names"] = record["data"]["classes"]
+    if record["data"]["target"]:
+        posterior.metadata |= {f"target_{name}": value for name, value in record["data"]["target"].items()}
+    with new_folder(folder, RECORD) as target:
+        posterior.save(target)
+        write_json(target / RECORD, {**record, "finished": True})
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _record(options: Mapping[str, Any], data: RunData, language: Language, recipe: Recipe) -> dict[str, Any]:
+    """What `run.json` says."""
+    kept = {name: value for name, value in options.items() if name not in _NOT_RECORDED}
+    if kept["data"] is not None:
+        kept["data"] = str(Path(kept["data"]).resolve())
+    counts = count_parameters(recipe.model, recipe.guide)
+    return {
+        "format": FORMAT,
+        "finished": False,
+        "options": kept,
+        "data": data.record(),
+        "max_length": language.max_length,
+        "num_draws": recipe.num_draws,
+        "fit": asdict(recipe.config),
+        "parameters": {**asdict(counts), "extra": counts.extra},
+        "versions": {
+            "bayeslora-pyro": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in _LIBRARIES},
+        },
+    }
+
+
+def _describe(folder: Path, options: Mapping[str, Any], data: RunData, recipe: Recipe) -> dict[str, str]:
+    counts, splits = count_parameters(recipe.model, recipe.guide), data.splits
+    modules = sorted({name.rpartition(".")[2] for stack in recipe.model.stacks for name in stack.adapters})
+    kind = data.examples.kind + (f" of {len(data.examples.classes)}" if data.examples.classes else "")
+    return {
+        "data": f"{data.name}, {kind}: {len(splits.train):,} to train on, {len(splits.tuning):,} for tuning, "
+        f"{len(splits.test):,} for testing",
+        "base model": f"{options['model']}; LoRA of rank {options['r']}, alpha {options['lora_alpha']} on "
+        f"{', '.join(modules)}",
+        "method": f"{options['method']}, {tempering(options['method'], recipe.config.kl_weight)}",
+        "parameters": f"LoRA's {counts.lora:,}; ours {counts.total - counts.head:,}, which is {abs(counts.extra):,} "
+        f"{'more' if counts.extra >= 0 else 'fewer'} than LoRA; head {counts.head:,}",
+        "folder": str(folder),
+    }
+
+
+def tempering(method: str, kl_weight: float) -> str:
+    """Says what the divergence was weighted with."""
+    if method == "lora":
+        return "maximum likelihood, with no divergence to weight"
+    if kl_weight == 1:
+        return "the ELBO, not tempered (KL weight 1)"
+    return f"a tempered ELBO (KL weight {kl_weight:g})"
+
+
+def _next_step(folder: Path, options: Mapping[str, Any]) -> str:
+    task = TASKS.get(options["task"] or "")
+    shifts = f" --shift {' '.join(task.shifts)}" if task and task.shifts else ""
+    return f"Next: bayeslora evaluate {folder}{shifts}"

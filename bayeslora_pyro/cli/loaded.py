@@ -1,0 +1,101 @@
+"""A finished run, opened: its posterior, its base model, its data."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bayeslora_pyro.cli.building import Language, load_language, load_posterior
+from bayeslora_pyro.cli.data import RunData, TargetScale, load_run_data, load_shift, set_name
+from bayeslora_pyro.cli.errors import CommandError
+from bayeslora_pyro.cli.terminal import working
+from bayeslora_pyro.posterior import Posterior
+from bayeslora_pyro.tasks import Examples, split
+
+__all__ = ["LoadedRun"]
+
+
+class LoadedRun:
+    """What `bayeslora fit` wrote; the data, the base model and the posterior are read when they are first needed.
+
+    Args:
+        folder: The folder of the run.
+        record: What its `run.json` says.
+    """
+
+    def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.record = record
+
+    @cached_property
+    def data(self) -> RunData:
+        """The data of the run, split as for the fit."""
+        with working("reading the data"):
+            return load_run_data(self.record["options"], self.record["data"])
+
+    @cached_property
+    def language(self) -> Language:
+        """The base model."""
+        options, data = self.record["options"], self.record["data"]
+        with working(f"loading {options['model']}"):
+            return load_language(options, data["kind"], len(data["classes"]), self.record["max_length"])
+
+    @cached_property
+    def posterior(self) -> Posterior:
+        """The posterior."""
+        with working("loading the posterior"):
+            return load_posterior(self.folder, self.language)
+
+    @property
+    def target(self) -> TargetScale | None:
+        """How targets are standardised, in a regression."""
+        target = self.record["data"]["target"]
+        return None if target is None else TargetScale(**target)
+
+    def loader(self, examples: Examples) -> Any:
+        """Batches of examples, those of like length together."""
+        return self.language.loader(examples, self.record["options"]["batch_size"])
+
+    def test_set(self) -> dict[str, Examples]:
+        """The test set, by its name."""
+        examples = self.data.splits.test
+        if len(examples) == 0:
+            raise CommandError("the run has no test set (it was fitted with --test 0): give --data")
+        return {self.record["data"]["name"]: examples}
+
+    def shifts(self, options: Mapping[str, Any], size: int, taken: set[str]) -> dict[str, Examples]:
+        """The sets to compare with, by the names they were given, each cut to a size."""
+        sets: dict[str, Examples] = {}
+        limit = options["shift_items"] or size
+        for given in options["shift"] or ():
+            name, examples = self.other_set(given, "--shift")
+            if name in taken | set(sets):
+                raise CommandError(f"--shift {given}: there is already a set called {name!r}: give each once")
+            sets[name] = _first(examples, limit)
+        return sets
+
+    def other_set(self, given: str, argument: str) -> tuple[str, Examples]:
+        """A task or a file that is like the data of the run, with its name."""
+        examples = load_shift(given, self.record["options"], self.record["data"], argument)
+        seen = self._count_trained(examples)
+        if seen:
+            warnings.warn(f"{seen} of the {len(examples)} items of {given} were trained on", stacklevel=2)
+        return set_name(given), examples
+
+    def _count_trained(self, examples: Examples) -> int:
+        try:
+            train = self.data.splits.train
+        except CommandError:
+            warnings.warn("the data of the fit cannot be read, to see what was trained on", stacklevel=3)
+            return 0
+        trained = {train.key(item) for item in range(len(train))}
+        return sum(examples.key(item) in trained for item in range(len(examples)))
+
+
+def _first(examples: Examples, limit: int) -> Examples:
+    """The first items by the hash of their text, so the same in every run, of the test part where there is one."""
+    size = examples.parts.count("test") if "test" in examples.parts else len(examples)
+    return split(examples, train=0, tuning=0, test=min(limit, size), seed=0).test

@@ -1,0 +1,187 @@
+"""The options of the commands: one table serves flags and configuration files."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from bayeslora_pyro.cli.values import ValueType, number, once, one_of, switch, text, texts, whole
+from bayeslora_pyro.config import FitConfig
+
+__all__ = ["COMMANDS", "FIT_FIELDS", "Command", "Option"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a command.
+
+    Args:
+        name: Its key in a configuration file; a dot is a level of its own there, as in `prior.rows`.
+        type: The type of its value.
+        about: What it is for.
+        default: Its value where it is not given.
+        group: The heading in the help.
+    """
+
+    name: str
+    type: ValueType
+    about: str
+    default: Any = None
+    group: str = "options"
+
+    @property
+    def flag(self) -> str:
+        """The flag, such as `--num-steps`."""
+        return "--" + self.name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Args:
+        about: What it does, in a sentence.
+        options: Its options.
+        takes_run: Whether its first argument is the folder of a fit.
+        example: How it may be called.
+    """
+
+    about: str
+    options: tuple[Option, ...]
+    takes_run: bool
+    example: str
+
+
+def _fit_fields() -> tuple[Option, ...]:
+    """One option for each field of `FitConfig`, with the words of its docstring."""
+    about = dict(re.findall(r"^ {4}(\w+): (.+)$", inspect.getdoc(FitConfig) or "", re.MULTILINE))
+    types = get_type_hints(FitConfig)
+    return tuple(
+        Option(field.name, _type_of(types[field.name]), _lower(about.get(field.name, "")), group="fitting")
+        for field in fields(FitConfig)
+        if field.name != "seed"
+    )
+
+
+def _type_of(hint: Any) -> ValueType:
+    if get_origin(hint) is Literal:
+        return one_of(*get_args(hint))
+    return {bool: switch, int: whole(), float: number()}.get(hint) or number(optional=True)
+
+
+def _lower(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]
+
+
+def _group(name: str, *options: tuple[Any, ...]) -> tuple[Option, ...]:
+    return tuple(
+        Option(key, kind, about, *(rest or [None]), group=name) for key, kind, about, *rest in options
+    )
+
+
+FIT_FIELDS = tuple(field.name for field in fields(FitConfig))
+"""The options that go into `FitConfig`, `seed` among them."""
+
+_DATA = _group(
+    "data",
+    ("task", text(), "a packaged data set, such as sentiment, questions, spam, social_iqa or arc_easy"),
+    ("data", text("FILE"), "your own file instead: .jsonl or .csv, perhaps with .gz"),
+    ("text_column", text("COLUMN"), "its column of texts (default: text)"),
+    ("label_column", text("COLUMN"), "its column of classes (default: label)"),
+    ("target_column", text("COLUMN"), "its column of numbers, for a regression"),
+    ("data_dir", text("DIR"), "a folder with files of the commonsense tasks; the hub is asked otherwise"),
+    ("train", whole(1), "how many items to train on (default: all that are left)"),
+    ("tuning", whole(0), "how many to keep for tuning (default: a tenth, at most 400)"),
+    ("test", whole(0), "how many to keep for testing (default: a fifth, at most 1000)"),
+)
+
+_MODEL = _group(
+    "base model and LoRA",
+    ("model", text(), "minilm, smollm2, a name on the hub, or a folder"),
+    ("dtype", one_of("float32", "bfloat16", "float16"), "the precision of the base model"),
+    ("device", text("DEVICE"), "where to run (default: cuda if there is one, else cpu)"),
+    ("r", whole(1), "the rank of LoRA", 8),
+    ("lora_alpha", whole(1), "LoRA's scaling is lora_alpha / r", 16),
+    ("lora_dropout", number(0), "the dropout of LoRA's inputs, where --dropout is on", 0.0),
+    ("target_modules", texts("MODULE"), "the modules that LoRA adapts (default: usual for the base model)"),
+    ("max_length", whole(2), "the longest text in tokens (default: 128, or what the model takes)"),
+    ("batch_size", whole(1), "how many items a batch holds", 16),
+)
+
+_METHOD = _group(
+    "method",
+    ("method", text(), "bayesian-lora, bayesian-lora-mf (mean field) or lora", "bayesian-lora"),
+    ("transform", text(), "the flow, such as affine_autoregressive, planar or spline_coupling"),
+    ("depth", whole(1), "how many flows in a row"),
+    ("prior.rows", whole(1), "the number of inducing rows"),
+    ("prior.cols", whole(1), "the number of inducing columns"),
+    ("prior.scale", number(), "the prior standard deviation of a weight, before width scaling"),
+    ("prior.width_scaled", switch, "divide it by the root of the number of inputs"),
+    ("prior.learn_scale", switch, "learn it, one for each factor"),
+    ("prior.nugget", number(), "the initial nuggets of the inducing locations"),
+    ("guide.scale", number(), "the initial standard deviation of the inducing matrices"),
+    ("guide.noise_scale", number(), "the initial share of the conditional noise, between 0 and 1"),
+)
+
+_FIT_RUN = _group(
+    "run",
+    ("seed", whole(0), "the seed of everything random", 0),
+    ("output", text("DIR"), "the folder of the run (default: runs/<data>-<method>)"),
+    ("resume", once, "go on with the interrupted run in the folder", False),
+    ("overwrite", once, "replace the run that is in the folder", False),
+)
+
+_SHIFTS = _group(
+    "data",
+    ("shift", texts(), "tasks or files to look at beside the test set"),
+    ("shift_items", whole(1), "how many items of each at most (default: as many as were tested)"),
+)
+
+_DRAW_SEED = Option("seed", whole(0), "the seed of the draws", 0)
+
+COMMANDS: dict[str, Command] = {
+    "fit": Command(
+        "fit a posterior over the LoRA factors of a base model",
+        (*_MODEL, *_DATA, *_METHOD, *_fit_fields(), *_FIT_RUN),
+        False,
+        "bayeslora fit --model minilm --task sentiment --train 400",
+    ),
+    "evaluate": Command(
+        "score a fit on its test set, and under shift",
+        (
+            Option("data", text("FILE"), "a file to score instead of the test set", group="data"),
+            *_SHIFTS,
+            Option("num_draws", whole(1), "the number of draws (default: the method's, 16 or 1)"),
+            _DRAW_SEED,
+            Option("temperature", once, "also fit one temperature on the tuning set", False),
+            Option("json", text("FILE"), "a file for the figures"),
+        ),
+        True,
+        "bayeslora evaluate runs/sentiment-bayesian-lora --shift amazon tweets --json metrics.json",
+    ),
+    "report": Command(
+        "write a page about a fit, with its ArviZ file",
+        (
+            *_SHIFTS,
+            Option("num_draws", whole(1), "the number of draws", 32),
+            _DRAW_SEED,
+            Option("khat", switch, "score the training set too (default: if it has at most 2000 items)"),
+            Option("output", text("FILE"), "the page (default: report.html in the folder of the run)"),
+        ),
+        True,
+        "bayeslora report runs/sentiment-bayesian-lora --shift tweets",
+    ),
+    "draws": Command(
+        "write draws from a fit as ordinary PEFT folders",
+        (
+            Option("num", whole(1), "the number of draws", 16),
+            _DRAW_SEED,
+            Option("output", text("DIR"), "the folder to write (default: draws in the folder of the run)"),
+        ),
+        True,
+        "bayeslora draws runs/sentiment-bayesian-lora --num 8 --output draws",
+    ),
+}
+"""The commands by name."""

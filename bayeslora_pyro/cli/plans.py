@@ -1,0 +1,159 @@
+"""What a call comes to, as far as it can be told before anything slow is imported."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bayeslora_pyro.cli.errors import CommandError, blame
+from bayeslora_pyro.cli.options import FIT_FIELDS
+from bayeslora_pyro.cli.parsing import Call, with_values
+from bayeslora_pyro.cli.runs import CHECKPOINT, RECORD, read_record
+from bayeslora_pyro.config import FitConfig
+
+__all__ = ["Plan", "make_plan"]
+
+_COLUMNS = ("text_column", "label_column", "target_column")
+_FREE = {"resume", "overwrite", "output", "device", "num_steps", "checkpoint_every"}
+"""Options of fit that may be others when a run is resumed."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command is to do.
+
+    Args:
+        folder: The folder of the run.
+        options: The values of all options of the command.
+        record: What the run says of itself; None for a new one.
+    """
+
+    folder: Path
+    options: Mapping[str, Any]
+    record: Mapping[str, Any] | None = None
+
+
+def make_plan(call: Call) -> Plan:
+    """Checks the options of a call against each other, and against what is on disk.
+
+    Raises:
+        CommandError: With the argument, the value and the cure.
+    """
+    if call.run is None:
+        return _plan_fit(call)
+    record = read_record(call.run)
+    if not record["finished"]:
+        raise CommandError(
+            f"{call.run} holds an interrupted fit: finish it with bayeslora fit --resume --output {call.run}"
+        )
+    options, output = call.options, call.options.get("output")
+    _check_file("--data", options.get("data"))
+    if call.command == "evaluate" and options["json"] and Path(options["json"]).is_dir():
+        raise CommandError(f"--json {options['json']} is a folder: give a file")
+    if call.command == "report" and output and Path(output).suffix not in (".html", ".htm"):
+        raise CommandError(f"--output {output}: give a page whose name ends in .html")
+    if call.command == "draws":
+        folder = Path(output or call.run / "draws")
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise CommandError(f"--output {folder} exists and is not empty: choose a new folder")
+    return Plan(call.run, options, record)
+
+
+def _plan_fit(call: Call) -> Plan:
+    options = call.options
+    if options["resume"] and options["overwrite"]:
+        raise CommandError("--resume goes on with a run and --overwrite replaces it: give one of them")
+    if options["resume"] and options["output"] and (Path(options["output"]) / RECORD).is_file():
+        return _plan_resumed(Path(options["output"]), call.given)
+    _check_data(options)
+    if options["model"] is None:
+        raise CommandError("--model is missing: give minilm, smollm2, a name on the hub, or a folder")
+    _check_settings(options)
+    folder = Path(options["output"] or default_folder(options))
+    if options["resume"] and (folder / RECORD).is_file():
+        return _plan_resumed(folder, call.given)
+    _check_output(folder, options["overwrite"])
+    return Plan(folder, options)
+
+
+def _plan_resumed(folder: Path, given: Mapping[str, Any]) -> Plan:
+    """The options of an interrupted run, against which those given now are held."""
+    record = read_record(folder)
+    known = record["options"]
+    for name, value in given.items():
+        if name == "data":
+            value = str(Path(value).resolve())
+        if name not in _FREE and known.get(name) != value:
+            raise CommandError(
+                f"--{name.replace('_', '-')} {value}: the run in {folder} has {known.get(name)}: leave it out, or "
+                "start a new run in another --output"
+            )
+    options = with_values("fit", {**known, **{name: given[name] for name in _FREE & set(given)}})
+    _check_file("--data", options["data"])
+    _check_settings(options)
+    return Plan(folder, options, record)
+
+
+def default_folder(options: Mapping[str, Any]) -> Path:
+    """Where a run goes unless told otherwise: named for its data and its method."""
+    data = options["task"] or Path(options["data"]).name.partition(".")[0]
+    return Path("runs") / f"{data.replace('/', '-')}-{options['method']}"
+
+
+def _check_data(options: Mapping[str, Any]) -> None:
+    task, data = options["task"], options["data"]
+    if task is None and data is None:
+        hint = (
+            f": {options['output']} holds no run to resume" if options["resume"] and options["output"] else ""
+        )
+        raise CommandError(f"--task or --data is missing{hint}: give a packaged data set or your own file")
+    if task is not None and data is not None:
+        raise CommandError(f"--task {task} and --data {data} were both given: give one of them")
+    if task is not None:
+        for name in _COLUMNS:
+            if options[name] is not None:
+                flag = f"--{name.replace('_', '-')}"
+                raise CommandError(f"{flag} {options[name]} is for your own file: give --data, not --task")
+    elif options["data_dir"] is not None:
+        raise CommandError(f"--data-dir {options['data_dir']} is for a task: give --task, not --data")
+    label, target = options["label_column"], options["target_column"]
+    if label is not None and target is not None:
+        raise CommandError(
+            f"--label-column {label} and --target-column {target} were both given: give the first for a "
+            "classification, the second for a regression"
+        )
+    _check_file("--data", data)
+
+
+def _check_file(flag: str, path: str | None) -> None:
+    if path is None or Path(path).is_file():
+        return
+    names = [each.name for each in Path(path).parent.iterdir()] if Path(path).parent.is_dir() else []
+    close = difflib.get_close_matches(Path(path).name, names, n=1)
+    hint = f"did you mean {Path(path).with_name(close[0])}?" if close else "check the path"
+    raise CommandError(f"{flag} {path}: there is no such file: {hint}")
+
+
+def _check_settings(options: Mapping[str, Any]) -> None:
+    for name in FIT_FIELDS:
+        if options[name] is not None:
+            with blame(f"--{name.replace('_', '-')}", options[name]):
+                FitConfig().replace(**{name: options[name]})
+
+
+def _check_output(folder: Path, overwrite: bool) -> None:
+    """Nothing that is not ours to replace may be in the folder."""
+    if folder.exists() and not folder.is_dir():
+        raise CommandError(f"--output {folder} is a file: choose a new folder")
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if not names or (RECORD in names and overwrite):
+        return
+    if RECORD not in names:
+        raise CommandError(f"--output {folder} holds something else ({names[0]}): choose a new folder")
+    if read_record(folder)["finished"]:
+        raise CommandError(f"--output {folder} holds a finished run: choose a new folder, or add --overwrite")
+    cure = "add --resume to go on with it, or --overwrite" if CHECKPOINT in names else "add --overwrite"
+    raise CommandError(f"--output {folder} holds an interrupted run: {cure}")

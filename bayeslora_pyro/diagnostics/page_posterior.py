@@ -1,0 +1,152 @@
+"""The sections of a report about the posterior: how it was fitted, what it learned, how to trust it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bayeslora_pyro.diagnostics.arrays import MIN_DRAWS, Container, datasets, pooled
+from bayeslora_pyro.diagnostics.figures import training_figure
+from bayeslora_pyro.diagnostics.forest import forest_figure
+from bayeslora_pyro.diagnostics.page import Html, definitions, figure, paragraph, section, table
+from bayeslora_pyro.diagnostics.summary import khat, summary
+
+__all__ = ["adapters", "importance", "posterior_table", "provenance", "tempering", "training"]
+
+PARTS = {
+    "elbo": "ELBO",
+    "expected_log_likelihood": "expected log-likelihood",
+    "kl_V": "KL of V",
+    "kl_W": "KL of W",
+    "kl": "KL, all sites",
+    "kl_weight": "KL weight",
+}
+
+
+def tempering(attrs: Mapping[str, Any]) -> str:
+    """Say what the KL of the ELBO was weighted with."""
+    weight = attrs.get("kl_weight")
+    if weight is None:
+        return "KL weight not recorded"
+    weight = float(weight)
+    return "untempered ELBO (KL weight 1)" if weight == 1 else f"tempered ELBO (KL weight {weight:g})"
+
+
+def training(container: Container) -> Html | None:
+    """Show the parts of the ELBO over the fit."""
+    history = datasets(container).get("constant_data")
+    if history is None or "step" not in history.sizes:
+        return None
+    parts = {}
+    for name, title in PARTS.items():
+        values = history[name].transpose("chain", "step").values if name in history else np.array([])
+        if np.isfinite(values).any() and not (name == "kl_weight" and (values == 1).all()):
+            parts[title] = (_scale(name, values), values)
+    if not parts:
+        return None
+    caption = (
+        "Nats per training item; thin lines are single steps, thick ones running means, and the first steps "
+        f"may lie outside a panel. What was maximised: {tempering(container.attrs)}."
+    )
+    return section("How it was fitted", figure(training_figure(history["step"].values, parts), caption))
+
+
+def _scale(name: str, values: np.ndarray[Any, Any]) -> str:
+    finite = values[np.isfinite(values)]
+    wide = finite.min() > 0 and finite.max() > 50 * finite.min()
+    return "log" if wide and name.startswith("kl") and name != "kl_weight" else "linear"
+
+
+def adapters(container: Container) -> Html | None:
+    """Show the size of each adapter's update under posterior and prior."""
+    groups = datasets(container)
+    if "update_norm" not in groups["posterior"]:
+        return None
+    draws = {
+        name: pooled(groups[name]["update_norm"], "adapter")
+        for name in ("posterior", "prior")
+        if name in groups
+    }
+    modules = [str(module) for module in groups["posterior"]["adapter"].values]
+    caption = (
+        "The size ‖BA‖ of the update of each adapted module: median, half and nine tenths of the draws from "
+        "the posterior; in grey nine tenths of the draws from the prior. Where blue lies within grey the "
+        "data have said little about the size of the update."
+    )
+    svg = forest_figure(modules, draws["posterior"], draws.get("prior"))
+    return section("What it learned", figure(svg, caption))
+
+
+def posterior_table(container: Container) -> Html:
+    """Show what the data taught each variable."""
+    rows = []
+    for name, row in summary(container).to_dict("index").items():
+        figures = [_number(row[key]) for key in ("mean", "sd", "prior_sd", "sd_ratio", "r_hat")]
+        rows.append([str(name), f"{row['elements']:,}", *figures])
+    head = ("Variable", "Elements", "Mean", "Sd", "Prior sd", "Sd / prior sd", "R-hat")
+    caption = (
+        "Root mean squares over the elements of a variable. Where the ratio of the standard deviations is 1 "
+        "the data taught nothing about it. R-hat compares independent fits, where there are several."
+    )
+    return section("The posterior in numbers", table(caption, head, rows))
+
+
+def importance(container: Container) -> Html | None:
+    """Show k-hat and say what it means."""
+    stats = datasets(container).get("sample_stats")
+    if stats is None or "lp" not in stats:
+        return None
+    fitted = container.attrs.get("lp_data") == "fitted_to"
+    target = "the training data" if fitted else "the items of this report"
+    if stats["lp"].sizes["draw"] < MIN_DRAWS:
+        text = f"Pareto k-hat needs {MIN_DRAWS} draws of each fit, and there are {stats['lp'].sizes['draw']}."
+        return section("How good a proposal the guide is", paragraph(text))
+    weight = float(container.attrs.get("kl_weight", 1))
+    targets = {f"Posterior given {target}": 1.0}
+    if weight != 1:
+        targets[f"The same, tempered as fitted (KL weight {weight:g})"] = weight
+    rows = []
+    for name, kl_weight in targets.items():
+        value = khat(container, kl_weight=kl_weight)
+        rows.append([name, _number(value), _reading(value)])
+    parts = [
+        paragraph(
+            "Pareto k-hat is the tail index of the importance weights p(y, W) / q(W). It asks whether draws "
+            "of the guide could be reweighted into draws of the exact posterior. With very many weights a "
+            "large value is the rule and says little about predictions, which the figures above judge "
+            "directly."
+        ),
+        table("The worst over independent fits.", ("Target", "k-hat", "Reading"), rows, prose=True),
+    ]
+    if not fitted:
+        parts.append(
+            paragraph(
+                "The training data were not passed, so this is about a posterior given the items of this "
+                "report. Pass fitted_to=train_loader to to_arviz to judge the fit itself."
+            )
+        )
+    return section("How good a proposal the guide is", *parts)
+
+
+def _reading(value: float) -> str:
+    if value < 0.5:
+        return "Good: reweighting its draws corrects the guide reliably."
+    if value < 0.7:
+        return "Usable: reweighting corrects the guide, given many draws."
+    return "Poor: a few draws outweigh all others, so reweighting cannot correct the guide."
+
+
+def provenance(container: Container, file: str) -> Html:
+    """Show where all this comes from and how to look further."""
+    entries = [(str(name).replace("_", " "), str(value)) for name, value in container.attrs.items()]
+    note = f"Draws, predictions and history are beside this page: arviz.from_netcdf({file!r}) reads them."
+    return section("Where this comes from", definitions(entries), paragraph(note))
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return "∞" if math.isinf(value) else f"{value:#.3g}".rstrip(".")

@@ -1,0 +1,66 @@
+"""What diagnostics asks of a posterior, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from bayeslora_pyro.types import Batch, FactorStack
+
+__all__ = ["PosteriorLike", "PredictionLike"]
+
+
+class PredictionLike(Protocol):
+    """What a posterior predicts for a set of items."""
+
+    @property
+    def log_probs(self) -> Tensor:
+        """The normalised log-probabilities, `(draw, item, class)`."""
+        ...
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The labels, `(item,)`, if the batches had any."""
+        ...
+
+
+class PosteriorLike(Protocol):
+    """What diagnostics asks of a posterior; draws of one seed are the same draws in every method."""
+
+    @property
+    def stacks(self) -> tuple[FactorStack, ...]:
+        """The factor stacks, whose weights are the sites ``<stack>.W``."""
+        ...
+
+    @property
+    def site_dims(self) -> Mapping[str, tuple[str, ...]]:
+        """The names of the dimensions of each latent site, without the draws."""
+        ...
+
+    @property
+    def history(self) -> Sequence[Mapping[str, Any]]:
+        """The rows of the fit: ``step``, ``elbo`` and its parts."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Method, base model, ``num_data``, ``kl_weight``, seed and whatever else should be known."""
+        ...
+
+    def sample(self, num_draws: int, seed: int) -> Mapping[str, Tensor]:
+        """Draw the latent sites from the guide, each `(draw, ...)`."""
+        ...
+
+    def sample_prior(self, num_draws: int, seed: int) -> Mapping[str, Tensor]:
+        """Draw the latent sites from the prior, each `(draw, ...)`."""
+        ...
+
+    def log_weights(self, num_draws: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Return the log-densities of the draws under the prior and under the guide, each `(draw,)`."""
+        ...
+
+    def predict(self, batches: Iterable[Batch], num_draws: int, seed: int) -> PredictionLike:
+        """Predict the items of the batches with each draw."""
+        ...

@@ -1,0 +1,90 @@
+"""One HTML page about a posterior, with the ArviZ file it was made from beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from bayeslora_pyro.diagnostics import page_posterior, page_predictions
+from bayeslora_pyro.diagnostics.arrays import Container, datasets, save_arviz
+from bayeslora_pyro.diagnostics.page import Html, document
+from bayeslora_pyro.diagnostics.scored import ScoredSet, score
+
+__all__ = ["report"]
+
+
+def report(
+    container: Container,
+    path: str | os.PathLike[str],
+    shifts: Mapping[str, Container] | None = None,
+    title: str | None = None,
+) -> Path:
+    """Write a self-contained page about a posterior, and the ArviZ file of the same name beside it.
+
+    The page asks nothing of the network and reads in light and in dark. What the container does not hold
+    (labels, predictions, a history) is left out.
+
+    Args:
+        container: What :func:`~bayeslora_pyro.diagnostics.to_arviz` returned.
+        path: The page, such as ``runs/demo/report.html``; the draws go to ``runs/demo/report.nc``. Missing
+            folders are made.
+        shifts: Containers of the same posterior on other data, by name, to compare with.
+        title: The heading, by default the method and the base model of the metadata.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: If the path names no page or the container holds no posterior.
+    """
+    path = Path(path)
+    if path.suffix not in (".html", ".htm"):
+        raise ValueError(
+            f"path should end in .html, got {os.fspath(path)!r}; the ArviZ file is written beside it"
+        )
+    groups = datasets(container)
+    if "posterior" not in groups:
+        raise ValueError(f"container should have a group posterior, got {sorted(groups)}: use to_arviz")
+    draws = save_arviz(container, path.with_suffix(".nc"))
+    sets = {name: score(each) for name, each in {"in distribution": container, **(shifts or {})}.items()}
+    page = _page(
+        container, {name: each for name, each in sets.items() if each is not None}, draws.name, title
+    )
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        scratch.write_text(page, encoding="utf-8")
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return path
+
+
+def _page(container: Container, sets: Mapping[str, ScoredSet], draws: str, title: str | None) -> Html:
+    attrs = container.attrs
+    scored = sets.get("in distribution")
+    known = [str(attrs[name]) for name in ("method", "base_model") if name in attrs]
+    sizes = datasets(container)["posterior"].sizes
+    chains = f"{sizes['chain']} independent fits" if sizes["chain"] > 1 else "one fit"
+    fitted = f"fitted to {int(attrs['num_data']):,} items" if "num_data" in attrs else ""
+    parts: list[Html | None] = []
+    if scored is not None:
+        parts += [
+            page_predictions.headline(scored),
+            page_predictions.calibration(sets),
+            page_predictions.sets_table(sets),
+            page_predictions.uncertainty(scored),
+        ]
+    parts += [
+        page_posterior.training(container),
+        page_posterior.adapters(container),
+        page_posterior.posterior_table(container),
+        page_posterior.importance(container),
+        page_posterior.provenance(container, draws),
+    ]
+    return document(
+        title or " on ".join(known) or "Posterior report",
+        ", ".join(part for part in (chains, fitted, page_posterior.tempering(attrs)) if part),
+        page_predictions.lead(scored, sizes["chain"] * sizes["draw"]),
+        [part for part in parts if part is not None],
+    )
