@@ -26,7 +26,10 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        temporary.touch()
+        usual = temporary.stat().st_mode & 0o777
         write(temporary)
+        temporary.chmod(usual)  # safetensors lets nobody else read what it writes
         flush(temporary)
         temporary.replace(path)
     finally:
