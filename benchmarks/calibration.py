@@ -2,8 +2,8 @@
 
     python benchmarks/calibration.py --variants default kl-0.1 --seeds 10 11 --json
 
-MiniLM on 400 movie sentences, evaluated on 1,000 tuning sentences that no other script scores. The seeds of the README's
-figures (0, 1, 2) are not used here. `gap` is mean confidence minus accuracy: positive means overconfident.
+MiniLM on 400 movie sentences, evaluated on 1,000 tuning sentences. The seeds of the README's figures (0, 1, 2)
+are not used here. `gap` is mean confidence minus accuracy: positive means overconfident.
 """
 
 from __future__ import annotations
@@ -42,13 +42,16 @@ def fit_variant(variant: Variant, seed: int, num_steps: int) -> dict[str, float]
     sets = split(load_task("sentiment"), train=400, tuning=1000, test=1000, seed=seed)
     base_model, tokenizer = load_base_model("minilm", task_type="classification", num_labels=2, seed=seed)
     peft_model = add_lora(base_model, task_type="SEQ_CLS", target_modules=["query", "value"], seed=seed)
-    train = make_loader(sets.train, tokenizer, batch_size=16, shuffle=True, group_by_length=True, seed=seed, max_length=64)
-    tuning = make_loader(sets.tuning, tokenizer, batch_size=64, shuffle=False, group_by_length=True, max_length=64)
+    loading = {"group_by_length": True, "max_length": 64}
+    train = make_loader(sets.train, tokenizer, batch_size=16, shuffle=True, seed=seed, **loading)
+    tuning = make_loader(sets.tuning, tokenizer, batch_size=64, shuffle=False, **loading)
     if "method" in variant:
         recipe = METHODS[variant["method"]["name"]](peft_model, "classification", 400, seed=seed)
         result, num_draws = recipe.fit(train, num_steps=num_steps, progress=False), recipe.num_draws
     else:
-        model = BayesianLora(peft_model, InducingPrior(**variant.get("prior", {})), "classification", 400, seed=seed)
+        model = BayesianLora(
+            peft_model, InducingPrior(**variant.get("prior", {})), "classification", 400, seed=seed
+        )
         family = FlowGuide if "transform" in variant.get("guide", {}) else MeanFieldGuide
         guide = family(model, seed=seed, **variant.get("guide", {}))
         if "from_lora" in variant:
@@ -60,7 +63,9 @@ def fit_variant(variant: Variant, seed: int, num_steps: int) -> dict[str, float]
     confidence = float(mean_log_probs(prediction.log_probs).exp().amax(-1).mean())
     last = result.history[-1]
     kept = {name: scores[name] for name in ("accuracy", "nll", "ece")}
-    return kept | {"gap": confidence - scores["accuracy"]} | {k: last[k] for k in ("kl_V", "kl_W") if k in last}
+    return (
+        kept | {"gap": confidence - scores["accuracy"]} | {k: last[k] for k in ("kl_V", "kl_W") if k in last}
+    )
 
 
 def main() -> None:
@@ -79,7 +84,9 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(results, indent=1))
         return
-    table = Table("variant", "accuracy", "nll", "ece", "gap", "KL V", "KL W", title=f"seeds {arguments.seeds}")
+    table = Table(
+        "variant", "accuracy", "nll", "ece", "gap", "KL V", "KL W", title=f"seeds {arguments.seeds}"
+    )
     for name, row in results.items():
         cells = [row.get(metric) for metric in ("accuracy", "nll", "ece", "gap", "kl_V", "kl_W")]
         table.add_row(name, *("" if cell is None else f"{cell:.3f}" for cell in cells))

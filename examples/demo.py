@@ -136,7 +136,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds to average over")
     parser.add_argument("--num-steps", type=int, default=600, help="optimizer steps of every method")
-    parser.add_argument("--num-test", type=int, default=1000, help="test sentences; three fifths of them per shift")
+    parser.add_argument(
+        "--num-test", type=int, default=1000, help="test sentences; three fifths of them per shift"
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="where the results go")
     arguments = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)

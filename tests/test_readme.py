@@ -63,14 +63,16 @@ def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "Posterior": Posterior,
     }
     for block in _blocks("python"):
-        exec(block.replace("num_steps=600", "num_steps=3").replace("num_data=400", "num_data=16"), names)  # noqa: S102
+        exec(block.replace("num_steps=600", "num_steps=3").replace("num_data=400", "num_data=16"), names)
     assert names["prediction"].probs.shape == (16, 3)
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert len(list((tmp_path / "draws").iterdir())) == 8
 
 
 def test_the_readme_names_commands_that_exist() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    targets = set(
+        re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    )
     named = set(re.findall(r"^make ([a-z-]+)", "\n".join(_blocks("console")), flags=re.MULTILINE))
     assert {"demo", "test"} <= named <= targets
 
@@ -82,8 +84,18 @@ def test_the_readmes_links_lead_somewhere() -> None:
 
 
 def test_the_demo_runs(tmp_path: Path) -> None:
-    command = [sys.executable, "examples/demo.py", "--num-steps", "2", "--num-test", "40", "--output", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True, env=os.environ | {"PYTHONPATH": "."})
+    command = [
+        sys.executable,
+        "examples/demo.py",
+        "--num-steps",
+        "2",
+        "--num-test",
+        "40",
+        "--output",
+        str(tmp_path),
+    ]
+    environment = os.environ | {"PYTHONPATH": "."}
+    subprocess.run(command, cwd=ROOT, check=True, timeout=500, capture_output=True, env=environment)
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert list(metrics) == ["lora", "lora+ts", "bayesian-lora-mf", "bayesian-lora"]
     assert set(metrics["lora"]) == {"sentiment", "amazon", "tweets"}
