@@ -99,7 +99,7 @@ def fit(
     run.find_checkpoint(resume)
     with private_pyro(), local_rng(settings.seed), _mode(model.adapter.peft_model, train=settings.dropout):
         run.go(loader, progress, callbacks)
-    metadata = {"fit": asdict(settings), "num_data": model.num_data}
+    metadata = {"num_data": model.num_data, "kl_weight": settings.kl_weight, "fit": asdict(settings)}
     return FitResult(Posterior(model, guide, history=run.history, metadata=metadata), run.history)
 
 
