@@ -44,10 +44,17 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "num_particles", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} should be at least 1, and is {getattr(self, name)}.")
-        for name in ("learning_rate", "head_learning_rate", "weight_decay", "kl_weight", "checkpoint_every"):
+        for name, least in {
+            "num_steps": 1,
+            "num_particles": 1,
+            "accumulate": 1,
+            "checkpoint_every": 0,
+        }.items():
+            if type(getattr(self, name)) is not int or getattr(self, name) < least:
+                raise ValueError(
+                    f"{name} should be a whole number of at least {least}, and is {getattr(self, name)!r}."
+                )
+        for name in ("learning_rate", "head_learning_rate", "weight_decay", "kl_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} should not be negative, and is {getattr(self, name)}.")
         if not 0 <= self.kl_warmup <= 1:
