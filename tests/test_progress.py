@@ -45,7 +45,7 @@ def test_every_line_fits(width: int, terminal: bool) -> None:
     [
         (70, "ELBO -11.98 = -0.52 − KL 11.46"),
         (80, "ELBO -11.98 = -0.52 − KL V 3.21 − KL W 8.25"),
-        (120, "ELBO -11.98 = E[log lik] -0.52 − KL V 3.21 − KL W 8.25 (KL weight 0.02)"),
+        (110, "ELBO -11.98 = E[log lik] -0.52 − KL V 3.21 − KL W 8.25 (KL weight 0.02)"),
         (160, "ELBO -11.98 = E[log lik] -0.52 − KL V 3.21 − KL W 8.25 (KL weight 0.02, gradient 12.3)"),
     ],
 )
