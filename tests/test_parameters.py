@@ -1,5 +1,7 @@
 """The number of parameters: small beside LoRA's, as published, and known without a real model."""
 
+from functools import cache
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -27,12 +29,14 @@ def llama(**sizes: int) -> nn.Module:
         return LlamaForCausalLM(LlamaConfig(**sizes))
 
 
+@cache
 def llama2_7b() -> nn.Module:
     sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32000}
     config = LoraConfig(r=RANK, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
     return get_peft_model(llama(**sizes, num_attention_heads=32), config)
 
 
+@cache
 def smollm2() -> nn.Module:
     sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
     heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152}
@@ -40,6 +44,7 @@ def smollm2() -> nn.Module:
     return get_peft_model(llama(**sizes, **heads), config)
 
 
+@cache
 def minilm() -> nn.Module:
     sizes = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12}
     with torch.device("meta"):
