@@ -32,7 +32,7 @@ class FitConfig:
 
     num_steps: int = 600
     learning_rate: float = 5e-3
-    flow_learning_rate: float = 5e-4
+    flow_learning_rate: float = 5e-5
     head_learning_rate: float = 1e-3
     weight_decay: float = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
