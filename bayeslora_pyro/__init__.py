@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bayeslora_pyro.config import FitConfig as FitConfig
-    from bayeslora_pyro.diagnostics import report as report
     from bayeslora_pyro.diagnostics import to_arviz as to_arviz
+    from bayeslora_pyro.diagnostics.report import report as report
     from bayeslora_pyro.distributions import InducedNormal as InducedNormal
     from bayeslora_pyro.guides import GUIDES as GUIDES
     from bayeslora_pyro.guides import DeltaGuide as DeltaGuide
@@ -75,7 +75,7 @@ _PARTS = (
 if not TYPE_CHECKING:  # type checkers would take any name for granted
 
     def __getattr__(name: str) -> Any:
-        """Finds a name when it is first used: torch and Pyro take seconds, which `bayeslora --help` need not wait for."""
+        """Finds a name when it is first used: torch takes seconds, which `bayeslora --help` need not wait for."""
         from importlib import import_module
 
         if name in _PARTS:

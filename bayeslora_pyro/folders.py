@@ -29,7 +29,7 @@ from bayeslora_pyro.parts import build_guide, build_model, describe_guide, descr
 if TYPE_CHECKING:
     from bayeslora_pyro.posterior import Posterior
 
-__all__ = ["CONFIG", "TENSORS", "load", "new_folder", "read_record", "save", "save_draw"]
+__all__ = ["CONFIG", "TENSORS", "load", "new_folder", "read_record", "save", "save_draws"]
 
 CONFIG = "posterior_config.json"
 TENSORS = "posterior.safetensors"
@@ -55,24 +55,28 @@ def new_folder(path: Path, marker: str) -> Iterator[Path]:
 
     Args:
         path: The folder to create or replace.
-        marker: The file by which a folder shows that it may be replaced.
+        marker: The name, or a pattern such as `draw-*`, of what makes a folder one that may be replaced. What has such
+            a name is not taken over.
 
     Raises:
-        ValueError: If the path is a file, or a folder that holds something else.
+        ValueError: If the path is a file, or a folder that holds something else, or the working directory.
     """
     path = path.resolve()
-    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / marker).is_file())):
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or any(path.glob(marker)))):
         raise ValueError(f"{path} exists and holds something else: choose a new folder.")
+    if path.exists() and Path.cwd().is_relative_to(path):
+        raise ValueError(f"{path} is the working directory, or holds it: choose a folder within it.")
     path.parent.mkdir(parents=True, exist_ok=True)
     room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     new, old = room / "new", room / "old"
     try:
         new.mkdir()
         yield new
-        for written in new.iterdir():
+        for written in new.rglob("*"):
+            written.chmod(new.stat().st_mode & (0o777 if written.is_dir() else 0o666))
             flush(written)
         if path.exists():
-            _take_over(path, new)
+            _take_over(path, new, marker)
             path.rename(old)
         new.rename(path)
     finally:
@@ -81,12 +85,15 @@ def new_folder(path: Path, marker: str) -> Iterator[Path]:
         shutil.rmtree(room, ignore_errors=True)
 
 
-def _take_over(old: Path, new: Path) -> None:
-    for entry in old.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.copytree(entry, new / entry.name, symlinks=True)
-        elif not (new / entry.name).exists():
-            shutil.copy2(entry, new, follow_symlinks=False)
+def _take_over(old: Path, new: Path, marker: str) -> None:
+    kept = {entry.name for entry in old.iterdir()} - {
+        entry.name for entry in (*new.iterdir(), *old.glob(marker))
+    }
+    for name in sorted(kept):
+        if (old / name).is_dir() and not (old / name).is_symlink():
+            shutil.copytree(old / name, new / name, symlinks=True)
+        else:
+            shutil.copy2(old / name, new / name, follow_symlinks=False)
 
 
 def save(posterior: Posterior, folder: Path) -> None:
@@ -107,12 +114,16 @@ def save(posterior: Posterior, folder: Path) -> None:
         (target / CONFIG).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
-def save_draw(posterior: Posterior, folder: Path, seed: int, index: int) -> None:
-    """Writes one draw as an ordinary PEFT folder."""
-    model = posterior.model
-    weights = {name: weight[0] for name, weight in posterior.weights(1, seed, first=index).items()}
-    with new_folder(folder, PEFT_CONFIG) as target:
-        write_folder(model.adapter, weights, model.head_values(), target)
+def save_draws(posterior: Posterior, folder: Path, num_draws: int, seed: int) -> list[Path]:
+    """Writes draws as ordinary PEFT folders; see :meth:`Posterior.draws`."""
+    model, names = posterior.model, [f"draw-{index:03d}" for index in range(num_draws)]
+    with new_folder(folder, "draw-*") as target:
+        for index, name in enumerate(names):
+            (target / name).mkdir()
+            weights = posterior.weights(1, seed, first=index)
+            one = {stack: weight[0] for stack, weight in weights.items()}
+            write_folder(model.adapter, one, model.head_values(), target / name)
+    return [folder / name for name in names]
 
 
 def load(
@@ -157,10 +168,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} has format {known}, and this version reads {FORMAT}: update bayeslora-pyro."
         )
-    if known != FORMAT or (wrong := _first_wrong(record, RECORD)):
-        raise ValueError(
-            f"{path} is damaged (at {wrong if known == FORMAT else 'format'!r}): restore it from a copy, or fit again."
-        )
+    if wrong := "format" if known != FORMAT else _first_wrong(record, RECORD):
+        raise ValueError(f"{path} is damaged (at {wrong!r}): restore it from a copy, or fit again.")
     _check_files(folder, record["sha256"])
     return record
 

@@ -61,7 +61,7 @@ class Posterior:
         """The names of the dimensions of each latent site, such as `("adapter", "inducing_row", "inducing_col")`."""
         with _evaluating(self.model, self.guide):
             sites = self._trace(0, 0).nodes.items()
-        return {name: ("adapter", *site["infer"]["event_dims"]) for name, site in sites if _is_latent(site)}
+        return {name: ("adapter", *_event_dims(site)) for name, site in sites if _event_dims(site)}
 
     def sample(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Draws the latent sites. Shapes `(draw, L, …)`, by site name."""
@@ -94,12 +94,18 @@ class Posterior:
                 prior_trace = poutine.trace(
                     poutine.replay(self.model.sample_weights, trace=guide_trace)
                 ).get_trace()
-                rows.append(torch.stack([prior_trace.log_prob_sum(), guide_trace.log_prob_sum()]))
+                pair = prior_trace.log_prob_sum(), guide_trace.log_prob_sum()
+                rows.append(torch.stack([torch.as_tensor(log_prob) for log_prob in pair]))
         log_p, log_q = torch.stack(rows, dim=-1).double()
         return log_p, log_q
 
     def predict(
-        self, batches: Iterable[Batch], num_draws: int = 16, seed: int = 0, *, memory_budget: int = 2**28
+        self,
+        batches: Iterable[Batch],
+        num_draws: int = 16,
+        seed: int = 0,
+        *,
+        memory_budget: int | None = None,
     ) -> Prediction | RegressionPrediction:
         """Predicts each item of some batches with each of some draws.
 
@@ -107,21 +113,25 @@ class Posterior:
             batches: What a collator yields; items keep this order.
             num_draws: The number of draws.
             seed: The seed of the draws.
-            memory_budget: About how many bytes the activations of one forward pass may take; it decides how many
-                draws share a pass, never what comes out.
+            memory_budget: About how many bytes the activations of one forward pass may take, by default what suits
+                the device; it decides how many draws share a pass, never what comes out.
         """
         pairs = self._each_batch(batches, num_draws, seed, memory_budget, _numbers)
         columns = [_join(parts) for parts in zip(*(numbers for _, numbers in pairs), strict=True)]
         known = [batch["labels"].cpu() for batch, _ in pairs if batch.get("labels") is not None]
         observed = torch.cat(known) if len(known) == len(pairs) else None
-        return (
-            Prediction(columns[0], observed)
-            if len(columns) == 1
-            else RegressionPrediction(*columns, labels=observed)
-        )
+        if len(columns) == 1:
+            return Prediction(columns[0], observed)
+        loc, scale = columns
+        return RegressionPrediction(loc, scale, observed)
 
     def log_likelihood(
-        self, batches: Iterable[Batch], num_draws: int = 16, seed: int = 0, *, memory_budget: int = 2**28
+        self,
+        batches: Iterable[Batch],
+        num_draws: int = 16,
+        seed: int = 0,
+        *,
+        memory_budget: int | None = None,
     ) -> Tensor:
         """The log-likelihood of each item under each draw. Shape `(draw, item)`."""
 
@@ -139,7 +149,7 @@ class Posterior:
         batches: Iterable[Batch],
         num_draws: int,
         seed: int,
-        memory_budget: int,
+        memory_budget: int | None,
         read: Callable[[dist.TorchDistribution, Batch], tuple[Tensor, ...]],
     ) -> list[tuple[Batch, tuple[Tensor, ...]]]:
         """Returns each batch with what is read off its predictive distributions, `(draws, items, …)` each."""
@@ -159,7 +169,7 @@ class Posterior:
             raise ValueError("batches is empty: give at least one batch.")
         return pairs
 
-    def _draws_per_pass(self, batch: Batch, memory_budget: int) -> int:
+    def _draws_per_pass(self, batch: Batch, memory_budget: int | None) -> int:
         kept = self.model.likelihood.model_arguments(batch).get("logits_to_keep")
         return draws_per_pass(self.model.adapter.peft_model, batch, memory_budget, num_logits=kept)
 
@@ -188,20 +198,27 @@ class Posterior:
         return weights
 
     def draws(self, num_draws: int, folder: str | Path, seed: int = 0) -> list[Path]:
-        """Writes draws as ordinary PEFT folders, which any multi-LoRA server can load.
+        """Writes draws as ordinary PEFT folders, which any multi-LoRA server can load; all of them or none.
 
         Args:
             num_draws: The number of draws.
-            folder: Where the folders `draw-000`, `draw-001`, … go.
+            folder: Where the folders `draw-000`, `draw-001`, … go; draws that are there already are replaced.
             seed: The seed of the draws.
+
+        Raises:
+            ValueError: If the folder holds something else.
         """
-        paths = [Path(folder) / f"draw-{index:03d}" for index in range(_count(num_draws))]
-        for index, path in enumerate(paths):
-            folders.save_draw(self, path, seed, index)
-        return paths
+        return folders.save_draws(self, Path(folder), _count(num_draws), seed)
 
     def save(self, folder: str | Path) -> None:
-        """Writes a folder that PEFT loads as the posterior mean, and :meth:`load` as the posterior itself."""
+        """Writes a folder that PEFT loads as the posterior mean, and :meth:`load` as the posterior itself.
+
+        Args:
+            folder: The folder. A posterior that is there already is replaced once the new one is complete.
+
+        Raises:
+            ValueError: If the folder holds something else.
+        """
         folders.save(self, Path(folder))
 
     @classmethod
@@ -242,14 +259,14 @@ def _count(num_draws: int) -> int:
     return num_draws
 
 
-def _is_latent(site: Mapping[str, Any]) -> bool:
-    return site["type"] == "sample" and "event_dims" in site["infer"]
+def _event_dims(site: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the dimensions of a latent site; none where it is something else."""
+    return tuple(site["infer"].get("event_dims", ())) if site["type"] == "sample" else ()
 
 
 def _stack_values(traces: Iterable[poutine.Trace]) -> dict[str, Tensor]:
-    draws = [
-        {name: site["value"] for name, site in trace.nodes.items() if _is_latent(site)} for trace in traces
-    ]
+    nodes: list[dict[str, Any]] = [trace.nodes for trace in traces]
+    draws = [{name: site["value"] for name, site in sites.items() if _event_dims(site)} for sites in nodes]
     return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
 

@@ -20,9 +20,11 @@ class Operator(Protocol):
     @property
     def weight(self) -> Tensor:
         """A tensor of the dtype in which the operator works; PEFT casts its inputs to it."""
+        ...
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Maps activations `(items, ..., in)` to `(items, ..., out)`."""
+        ...
 
 
 class LinearOperator:
@@ -98,8 +100,9 @@ def checkpoints_within(
         return nullcontext(), context()
 
     func = partial(checkpoint, use_reentrant=False, context_fn=contexts)
-    layers = [layer for layer in module.modules() if getattr(layer, "gradient_checkpointing", False)]
-    layers = [layer for layer in layers if hasattr(layer, "_gradient_checkpointing_func")]
+    # Switching it on sets both attributes on the instance; to look for them in classes too takes longer than the rest.
+    layers = [layer for layer in module.modules() if vars(layer).get("gradient_checkpointing")]
+    layers = [layer for layer in layers if "_gradient_checkpointing_func" in vars(layer)]
     before = [layer._gradient_checkpointing_func for layer in layers]
     try:
         for layer in layers:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from bayeslora_pyro.adapters import add_lora
-from bayeslora_pyro.cli.errors import CommandError, blame
+from bayeslora_pyro.cli.errors import CommandError, blame, one_line
 from bayeslora_pyro.config import FitConfig
 from bayeslora_pyro.methods import METHODS, Recipe
 from bayeslora_pyro.models import BayesianLora
@@ -34,7 +35,12 @@ _KINDS = {
 }
 """By the kind of the examples: what the base model predicts, PEFT's word for it, the likelihood."""
 
-_GUIDE = {"transform": "transform", "depth": "depth", "guide.scale": "scale", "guide.noise_scale": "noise_scale"}
+_GUIDE = {
+    "transform": "transform",
+    "depth": "depth",
+    "guide.scale": "scale",
+    "guide.noise_scale": "noise_scale",
+}
 """The options that are arguments of the guide."""
 
 
@@ -53,7 +59,7 @@ class Language:
     max_length: int
 
     def loader(self, examples: Examples, batch_size: int, *, training: bool = False, seed: int = 0) -> Any:
-        """Batches of examples; for training in an order that the seed decides, else by length."""
+        """Batches of examples of like length; for training shuffled, as the seed decides."""
         return make_loader(
             examples,
             self.tokenizer,
@@ -61,11 +67,13 @@ class Language:
             shuffle=training,
             seed=seed,
             max_length=self.max_length,
-            group_by_length=not training,
+            group_by_length=True,
         )
 
 
-def load_language(options: Mapping[str, Any], kind: str, num_classes: int, max_length: int | None) -> Language:
+def load_language(
+    options: Mapping[str, Any], kind: str, num_classes: int, max_length: int | None
+) -> Language:
     """Loads the base model that the options name.
 
     Args:
@@ -77,27 +85,34 @@ def load_language(options: Mapping[str, Any], kind: str, num_classes: int, max_l
     name = options["model"]
     dtype = None if options["dtype"] is None else getattr(torch, options["dtype"])
     num_labels = num_classes if kind == "classification" else None
-    _check_model(name)
-    with blame("--model", None if name in PACKAGED_MODELS else name):
-        task_type: Any = _KINDS[kind][0]
+    task_type: Any = _KINDS[kind][0]
+    with _blame_model(name):
         base_model, tokenizer = load_base_model(
             name, task_type=task_type, num_labels=num_labels, dtype=dtype, seed=options["seed"]
         )
-    device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-    with blame("--device", device):
-        try:
-            base_model = base_model.to(device)
-        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-            raise ValueError(f"{error}: give cpu, or another device that is there") from error
+    device: Any = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        base_model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise CommandError(f"--device {device} is not to be had here: give cpu, or leave it out") from error
     return Language(base_model, tokenizer, _max_length(base_model, tokenizer, max_length))
 
 
-def _check_model(name: str) -> None:
-    path = Path(name)
-    if name in PACKAGED_MODELS or not path.exists():
+@contextmanager
+def _blame_model(name: str) -> Iterator[None]:
+    """Says of a model that cannot be loaded why, in a sentence, whatever library has read its files."""
+    if name in PACKAGED_MODELS:
+        with blame("--model"):
+            yield
         return
-    if not (path / "config.json").is_file():
-        raise CommandError(f"--model {name} holds no config.json: give the folder of a saved base model")
+    try:
+        yield
+    except Exception as error:
+        reason = one_line(error.__cause__ or error).partition(". ")[0].rstrip(".")
+        raise CommandError(
+            f"--model {name} cannot be loaded ({reason}): give {' or '.join(PACKAGED_MODELS)}, the folder of a saved "
+            "base model, or a name on the hub"
+        ) from error
 
 
 def _max_length(base_model: Any, tokenizer: Any, asked: int | None) -> int:
@@ -138,7 +153,7 @@ def make_recipe(peft_model: nn.Module, options: Mapping[str, Any], kind: str, nu
         for name, value in options.items()
         if name.startswith("prior.") and value is not None
     }
-    guide = {key: options[name] for name, key in _GUIDE.items() if options[name] is not None}
+    guide: dict[str, Any] = {key: options[name] for name, key in _GUIDE.items() if options[name] is not None}
     if prior or guide:
         recipe = _changed(recipe, options["method"], prior, guide)
     settings = {name: options[name] for name in vars(FitConfig()) if options[name] is not None}
@@ -155,8 +170,10 @@ def _changed(recipe: Recipe, method: str, prior: dict[str, Any], guide: dict[str
         *((f"--prior.{name.replace('_', '-')}", name, own.config()) for name in prior),
         *((flags[name], name, known) for name in guide),
     ):
-        if name not in table or (name == "noise_scale" and recipe.num_draws == 1):
-            raise CommandError(f"{flag} does not fit --method {method}: leave it out, or choose another method")
+        if name not in table or own.latent is None:
+            raise CommandError(
+                f"{flag} does not fit --method {method}: leave it out, or choose another method"
+            )
     with blame(_named(prior, guide, flags)):
         model = BayesianLora(
             recipe.model.adapter.peft_model,
@@ -178,7 +195,7 @@ def _named(prior: dict[str, Any], guide: dict[str, Any], flags: Mapping[str, str
 
 def load_posterior(folder: Path, language: Language) -> Posterior:
     """Loads the posterior of a run over its base model."""
-    with blame(str(folder)):
+    with blame("DIR"):
         posterior = Posterior.load(folder, language.base_model)
     device = language.base_model.device
     posterior.model.to(device)

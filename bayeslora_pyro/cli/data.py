@@ -155,7 +155,9 @@ def _load(options: Mapping[str, Any]) -> Examples:
 
 
 def _split(examples: Examples, options: Mapping[str, Any], known: Mapping[str, Any] | None) -> Splits:
-    sizes = {name: options[name] for name in _SIZES} if known is None else {name: known[name] for name in _SIZES}
+    sizes = (
+        {name: options[name] for name in _SIZES} if known is None else {name: known[name] for name in _SIZES}
+    )
     official = sum(part == "test" for part in examples.parts)
     if sizes["test"] is None:
         sizes["test"] = min(1000, official or max(1, len(examples) // 5))
@@ -180,7 +182,8 @@ def _scale_of(train: Examples, options: Mapping[str, Any]) -> TargetScale:
     deviation = float(targets.std(correction=0))
     if not deviation > 0:
         raise CommandError(
-            f"{_argument(options)}: all {len(train)} training targets are {train.targets[0]:g}: there is nothing to learn"
+            f"{_argument(options)}: all {len(train)} training targets are {train.targets[0]:g}: there is nothing to "
+            "learn, so choose another column"
         )
     return TargetScale(float(targets.mean()), deviation)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from bayeslora_pyro.cli.loaded import LoadedRun
 from bayeslora_pyro.cli.plans import Plan
 from bayeslora_pyro.cli.terminal import say, working
-from bayeslora_pyro.folders import new_folder
 
 __all__ = ["run"]
 
@@ -17,7 +16,9 @@ def run(plan: Plan) -> None:
     options = plan.options
     folder = Path(options["output"] or plan.folder / "draws")
     posterior = LoadedRun(plan.folder, plan.record or {}).posterior
-    with working("writing draws"), new_folder(folder, "draw-000") as target:
-        paths = posterior.draws(options["num"], target, options["seed"])
-    say(f"Wrote {len(paths)} PEFT folders, {folder / paths[0].name} to {paths[-1].name}.")
-    say(f'Each loads with PeftModel.from_pretrained(base_model, "{folder / paths[0].name}").')
+    with working("writing draws"):
+        paths = posterior.draws(options["num"], folder, options["seed"])
+    names = [path.name for path in paths]
+    shown = names if len(names) < 4 else [names[0], "…", names[-1]]
+    say(f"Wrote {', '.join(shown)} in {folder}.")
+    say(f'Each loads with PeftModel.from_pretrained(base_model, "{folder / names[0]}").')

@@ -77,7 +77,12 @@ class _Scorer:
         total = (scores.logsumexp(0) - torch.tensor(float(len(scores))).log()).sum()
         tokens = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
         nll = -float(total) / tokens
-        return {"nll": nll, "perplexity": float(torch.tensor(nll).exp()), "n": len(examples), "tokens": tokens}
+        return {
+            "nll": nll,
+            "perplexity": float(torch.tensor(nll).exp()),
+            "n": len(examples),
+            "tokens": tokens,
+        }
 
     def _batches(self, name: str, examples: Examples) -> Any:
         return tracked(self.run.loader(examples), name)
@@ -153,9 +158,7 @@ def _show(opened: LoadedRun, scorer: _Scorer, rows: Mapping[str, Row], temperatu
         shown["temperature"] = f"{temperature:.3f}, fitted on {record['data']['tuning']:,} tuning items"
     show_facts(shown)
     say("")
-    columns = [
-        name for name in _COLUMNS[record["data"]["kind"]] if any(name in row for row in rows.values())
-    ]
+    columns = [name for name in _COLUMNS[record["data"]["kind"]] if any(name in row for row in rows.values())]
     lines = []
     for name, row in rows.items():
         lines.append([name, figures(row["n"]), *(figures(row.get(column)) for column in columns)])
@@ -164,5 +167,7 @@ def _show(opened: LoadedRun, scorer: _Scorer, rows: Mapping[str, Row], temperatu
     show_table(["Set", "n", *(_HEADS[column] for column in columns)], lines)
     if "auroc_entropy" in columns:
         first = next(iter(rows))
-        say(f"AUROC: how often an item of the set is more uncertain than one of {first}, by entropy (H) or by")
+        say(
+            f"AUROC: how often an item of the set is more uncertain than one of {first}, by entropy (H) or by"
+        )
         say("mutual information (MI); 0.5 is chance.")

@@ -10,9 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
 from bayeslora_pyro import __version__
+from bayeslora_pyro.checkpoints import read_tensors
 from bayeslora_pyro.cli.building import Language, adapt, check_method, load_language, make_recipe
 from bayeslora_pyro.cli.data import RunData, load_run_data
+from bayeslora_pyro.cli.errors import blame, one_line
 from bayeslora_pyro.cli.plans import Plan
 from bayeslora_pyro.cli.runs import CHECKPOINT, FORMAT, RECORD, write_json
 from bayeslora_pyro.cli.terminal import say, show_facts, working
@@ -37,6 +41,9 @@ def run(plan: Plan) -> None:
     check_method(options["method"])
     with working("reading the data"):
         data = load_run_data(options, None if known is None else known["data"])
+    if known is not None and (plan.folder / CHECKPOINT).exists():
+        with blame("--resume"):
+            read_tensors(plan.folder / CHECKPOINT)
     kind = data.examples.kind
     with working(f"loading {options['model']}"):
         language = load_language(options, kind, data.examples.num_outcomes, options["max_length"])
@@ -72,12 +79,19 @@ def _fit(plan: Plan, record: dict[str, Any], data: RunData, language: Language, 
             callbacks=[lambda row: steps.append(row["step"])],
         )
     except KeyboardInterrupt:
-        done = f"after step {int(steps[-1]) + 1} of {recipe.config.num_steps}" if steps else "before the first step"
+        done = (
+            f"after step {int(steps[-1]) + 1} of {recipe.config.num_steps}"
+            if steps
+            else "before the first step"
+        )
         raise KeyboardInterrupt(
             f"interrupted {done}; to go on: bayeslora fit --resume --output {plan.folder}"
         ) from None
-    except FloatingPointError as error:
-        raise FloatingPointError(f"{error} Give --overwrite to start anew in {plan.folder}.") from error
+    except (FloatingPointError, LinAlgError) as error:
+        reason = one_line(error).partition(" Trace Shapes")[0]  # Pyro adds the shapes of all sites
+        raise FloatingPointError(
+            f"{reason}: lower --learning-rate, and give --overwrite to start anew in {plan.folder}"
+        ) from error
 
 
 def _save(folder: Path, record: dict[str, Any], result: FitResult) -> None:

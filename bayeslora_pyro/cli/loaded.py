@@ -96,6 +96,6 @@ class LoadedRun:
 
 
 def _first(examples: Examples, limit: int) -> Examples:
-    """The first items by the hash of their text, which are the same in every run; those of the test part if there is one."""
+    """The first items by the hash of their text, so the same in every run, of the test part where there is one."""
     size = examples.parts.count("test") if "test" in examples.parts else len(examples)
     return split(examples, train=0, tuning=0, test=min(limit, size), seed=0).test

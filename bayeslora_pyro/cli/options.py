@@ -77,7 +77,7 @@ def _lower(sentence: str) -> str:
 
 def _group(name: str, *options: tuple[Any, ...]) -> tuple[Option, ...]:
     return tuple(
-        Option(key, kind, about, *(rest or [None]), group=name) for key, kind, about, *rest in options
+        Option(key, kind, about, rest[0] if rest else None, name) for key, kind, about, *rest in options
     )
 
 
@@ -167,6 +167,7 @@ COMMANDS: dict[str, Command] = {
             *_SHIFTS,
             Option("num_draws", whole(1), "the number of draws", 32),
             _DRAW_SEED,
+            Option("khat", switch, "score the training set too (default: if it has at most 2000 items)"),
             Option("output", text("FILE"), "the page (default: report.html in the folder of the run)"),
         ),
         True,

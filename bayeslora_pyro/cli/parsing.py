@@ -160,7 +160,9 @@ def _read_config(name: str, path: str) -> dict[str, Any]:
     except OSError as error:
         raise CommandError(f"--config {path}: {error.strerror}: give a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CommandError(f"--config {path} is not YAML: {one_line(error)}") from error
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = "" if mark is None else f", line {mark.line + 1}"
+        raise CommandError(f"--config {path}{place} is not YAML: {problem or one_line(error)}") from error
     if not isinstance(content, Mapping | None):
         raise CommandError(f"--config {path} holds no options: write one 'name: value' a line")
     command = COMMANDS[name]

@@ -47,7 +47,11 @@ def make_plan(call: Call) -> Plan:
     record = read_record(call.run)
     if not record["finished"]:
         raise CommandError(
-            f"{call.run} holds an interrupted fit: finish it with bayeslora fit --resume --output {call.run}"
+            f"DIR {call.run} holds an interrupted fit: finish it with bayeslora fit --resume --output {call.run}"
+        )
+    if not (call.run / "posterior_config.json").is_file():
+        raise CommandError(
+            f"DIR {call.run} is damaged (no posterior_config.json): restore it from a copy, or fit again"
         )
     options, output = call.options, call.options.get("output")
     _check_file("--data", options.get("data"))
@@ -88,8 +92,8 @@ def _plan_resumed(folder: Path, given: Mapping[str, Any]) -> Plan:
             value = str(Path(value).resolve())
         if name not in _FREE and known.get(name) != value:
             raise CommandError(
-                f"--{name.replace('_', '-')} {value}: the run in {folder} has {known.get(name)}: leave it out, or start "
-                "a new run in another --output"
+                f"--{name.replace('_', '-')} {value}: the run in {folder} has {known.get(name)}: leave it out, or "
+                "start a new run in another --output"
             )
     options = with_values("fit", {**known, **{name: given[name] for name in _FREE & set(given)}})
     _check_file("--data", options["data"])
@@ -106,8 +110,9 @@ def default_folder(options: Mapping[str, Any]) -> Path:
 def _check_data(options: Mapping[str, Any]) -> None:
     task, data = options["task"], options["data"]
     if task is None and data is None:
-        hint = f": {options['output']} holds no run to resume" if options["resume"] and options["output"] else ""
-        raise CommandError(f"--task or --data is missing{hint}: give a packaged data set or your own file")
+        if options["resume"] and options["output"]:
+            raise CommandError(f"--output {options['output']} holds no run to resume: check the path")
+        raise CommandError("--task or --data is missing: give a packaged data set or your own file")
     if task is not None and data is not None:
         raise CommandError(f"--task {task} and --data {data} were both given: give one of them")
     if task is not None:
@@ -120,8 +125,8 @@ def _check_data(options: Mapping[str, Any]) -> None:
     label, target = options["label_column"], options["target_column"]
     if label is not None and target is not None:
         raise CommandError(
-            f"--label-column {label} and --target-column {target} were both given: give the first for a classification, "
-            "the second for a regression"
+            f"--label-column {label} and --target-column {target} were both given: give the first for a "
+            "classification, the second for a regression"
         )
     _check_file("--data", data)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bayeslora_pyro.cli.errors import CommandError
 from bayeslora_pyro.cli.loaded import LoadedRun
 from bayeslora_pyro.cli.plans import Plan
 from bayeslora_pyro.cli.terminal import say, tracked, working
@@ -14,28 +15,48 @@ from bayeslora_pyro.tasks import Examples
 
 __all__ = ["run"]
 
+_MOST_TRAINING_ITEMS = 2000
+"""Up to how many k-hat, which scores each of them with each draw, is computed unasked."""
+
 
 def run(plan: Plan) -> None:
     """Writes the page."""
     options, opened = plan.options, LoadedRun(plan.folder, plan.record or {})
-    name, kind = opened.record["data"]["name"], opened.record["data"]["kind"]
-    if kind in ("classification", "choice"):
-        sets = opened.test_set()
-        sets |= opened.shifts(options, len(sets[name]), taken={name})
-    containers = {key: _collect(opened, options, key, examples) for key, examples in sets.items()}
-    first = containers.pop(name)
+    record = opened.record
+    name, fitted = record["data"]["name"], record["options"]
+    if not opened.posterior.site_dims:
+        raise CommandError(
+            f"{plan.folder} was fitted by {fitted['method']}, which has no posterior to report on"
+        )
+    with_predictions = record["data"]["kind"] in ("classification", "choice")
+    if options["shift"] and not with_predictions:
+        raise CommandError(
+            f"--shift {options['shift'][0]}: the page compares sets for classes only: leave it out"
+        )
+    sets: dict[str, Examples | None] = {name: None}
+    if with_predictions:
+        sets |= opened.test_set()
+        sets |= opened.shifts(options, record["data"]["test"], taken={name})
+    containers = {key: _collect(opened, options, key, sets[key], is_first=key == name) for key in sets}
     path = Path(options["output"] or plan.folder / "report.html")
     with working("writing the page"):
-        fitted = opened.record["options"]
-        report(first, path, shifts=containers, title=f"{fitted['method']} on {fitted['model']}, {name}")
-    say(f"Wrote {path}, and its draws to {path.with_suffix('.nc')}.")
+        title = f"{fitted['method']} on {fitted['model']}, {name}"
+        report(containers.pop(name), path, shifts=containers, title=title)
+    say(f"Wrote {path} and, for ArviZ, {path.with_suffix('.nc')}.")
 
 
-def _collect(opened: LoadedRun, options: Mapping[str, Any], name: str, examples: Examples) -> Any:
-    """Draws and predictions of a set; of the test set, how well the guide fits the training set too."""
+def _collect(
+    opened: LoadedRun, options: Mapping[str, Any], name: str, examples: Examples | None, *, is_first: bool
+) -> Any:
+    """Draws, with the predictions of a set; for the first, the training set is scored too, for k-hat."""
+    train = opened.record["data"]["train"]
+    wanted = train <= _MOST_TRAINING_ITEMS if options["khat"] is None else options["khat"]
+    scored = is_first and wanted and examples is not None
+    posterior: Any = opened.posterior  # predict also knows regressions, of which to_arviz does not
     return to_arviz(
-        opened.posterior,
-        tracked(opened.loader(examples), name),
+        posterior,
+        None if examples is None else tracked(opened.loader(examples), name),
+        fitted_to=tracked(opened.loader(opened.data.splits.train), "training set") if scored else None,
         num_draws=options["num_draws"],
         seed=options["seed"],
     )

@@ -28,14 +28,14 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     if not path.is_file():
         what = "there is no such folder" if not folder.exists() else f"it holds no run, as it has no {RECORD}"
-        raise CommandError(f"{folder}: {what}: give the folder that bayeslora fit wrote")
+        raise CommandError(f"DIR {folder}: {what}: give the folder that bayeslora fit wrote")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         known = record["format"]
         wanted = (*_PARTS, *(_PARTS_OF_FINISHED if record["finished"] else ()))
         missing = [name for name in wanted if name not in record]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CommandError(f"{path} is damaged ({error!r}): restore it from a copy, or fit again") from error
+        raise CommandError(f"{path} is damaged ({error}): restore it from a copy, or fit again") from error
     if known != FORMAT:
         raise CommandError(
             f"{path} has format {known}, and this version reads {FORMAT}: update bayeslora-pyro"

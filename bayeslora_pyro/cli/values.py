@@ -60,7 +60,6 @@ def texts(metavar: str = "NAME") -> ValueType:
     return ValueType(_texts, metavar, many=True)
 
 
-
 def whole(minimum: int | None = None) -> ValueType:
     """A whole number, perhaps of at least some size."""
     wanted = "give a whole number" + ("" if minimum is None else f" of at least {minimum}")

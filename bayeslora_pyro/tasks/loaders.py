@@ -4,14 +4,14 @@ from __future__ import annotations
 
 __all__ = ["make_loader"]
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from .encoding import FORMS, Feature, Form
@@ -28,6 +28,10 @@ FORMS_OF_KIND: dict[Kind, tuple[Form, ...]] = {
 """The forms that fit each kind of examples, the default first."""
 
 
+GROUP = 8
+"""The number of batches that are grouped by length at a time."""
+
+
 class _Features(Dataset[Feature]):
     def __init__(self, features: Sequence[Feature]) -> None:
         self.features = features
@@ -37,6 +41,28 @@ class _Features(Dataset[Feature]):
 
     def __getitem__(self, item: int) -> Feature:
         return self.features[item]
+
+
+class _ShuffledGroups(Sampler[int]):
+    """Random items, sorted by length within each run of `GROUP` batches; the batches of a run in random order."""
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> None:
+        self.lengths, self.batch_size, self.generator = lengths, batch_size, generator
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        items, size = torch.randperm(len(self), generator=self.generator).tolist(), self.batch_size
+        for start in range(0, len(items), GROUP * size):
+            run = sorted(items[start : start + GROUP * size], key=lambda item: self.lengths[item])
+            batches = [run[i : i + size] for i in range(0, len(run), size)]
+            if len(batches[-1]) == size:  # a short batch has to be the last
+                batches = [
+                    batches[i] for i in torch.randperm(len(batches), generator=self.generator).tolist()
+                ]
+            for batch in batches:
+                yield from batch
 
 
 def make_loader(
@@ -70,8 +96,9 @@ def make_loader(
         seed: The seed of the loader's own generator.
         max_length: The largest number of tokens. Longer texts lose their end, longer questions their start.
         form: How examples become tokens; None for the form of their kind, ``"options"`` for multiple choice.
-        group_by_length: Whether batches hold items of similar length, longest first, which saves padding. The
-            order is then not that of ``examples``: ``loader.sampler`` lists the indices as they come.
+        group_by_length: Whether batches hold items of similar length, which saves padding. With ``shuffle``, the
+            groups are drawn anew in each epoch, from some batches at a time. Without, the longest come first:
+            ``loader.sampler`` lists the indices as they come.
 
     Returns:
         A loader that leaves the global random state alone.
@@ -80,14 +107,20 @@ def make_loader(
         ValueError: If an argument does not fit the examples or the tokenizer.
     """
     form = form or FORMS_OF_KIND[examples.kind][0]
-    _check(examples, tokenizer, batch_size, max_length, form, shuffle and group_by_length)
+    _check(examples, tokenizer, batch_size, max_length, form)
     features = FORMS[form](examples, tokenizer, max_length)
     generator = torch.Generator().manual_seed(seed)
     collate = partial(_collate_options if form == "options" else _collate, tokenizer=tokenizer)
     if group_by_length:
-        order = sorted(range(len(features)), key=lambda item: -_length(features[item]))
+        lengths = [_length(feature) for feature in features]
+        order = sorted(range(len(lengths)), key=lambda item: -lengths[item])
+        sampler = _ShuffledGroups(lengths, batch_size, generator) if shuffle else order
         return DataLoader(
-            _Features(features), batch_size=batch_size, sampler=order, generator=generator, collate_fn=collate
+            _Features(features),
+            batch_size=batch_size,
+            sampler=sampler,
+            generator=generator,
+            collate_fn=collate,
         )
     return DataLoader(
         _Features(features), batch_size=batch_size, shuffle=shuffle, generator=generator, collate_fn=collate
@@ -100,7 +133,6 @@ def _check(
     batch_size: int,
     max_length: int,
     form: Form,
-    ordered_twice: bool,
 ) -> None:
     fitting = FORMS_OF_KIND[examples.kind]
     if form not in fitting:
@@ -115,8 +147,6 @@ def _check(
         raise ValueError(f"max_length={max_length} is out of range: use 2 to {tokenizer.model_max_length}")
     if tokenizer.pad_token_id is None:
         raise ValueError("tokenizer has no padding token: set tokenizer.pad_token = tokenizer.eos_token")
-    if ordered_twice:
-        raise ValueError("shuffle and group_by_length each set the order: use one of them")
 
 
 def _length(feature: Feature) -> int:
