@@ -16,6 +16,7 @@ class FitConfig:
     Args:
         num_steps: The number of optimizer steps.
         learning_rate: The step size of Adam for variational and prior parameters.
+        flow_learning_rate: The step size for the parameters of flows; their networks have many that move one output.
         head_learning_rate: The step size for trainable parameters outside LoRA, such as a fresh head.
         weight_decay: The decoupled weight decay of AdamW; a prior makes it needless.
         schedule: How both step sizes go on: `"constant"`, or down to zero as `"linear"` or `"cosine"`.
@@ -31,6 +32,7 @@ class FitConfig:
 
     num_steps: int = 600
     learning_rate: float = 5e-3
+    flow_learning_rate: float = 5e-5
     head_learning_rate: float = 1e-3
     weight_decay: float = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -54,7 +56,13 @@ class FitConfig:
                 raise ValueError(
                     f"{name} should be a whole number of at least {least}, and is {getattr(self, name)!r}."
                 )
-        for name in ("learning_rate", "head_learning_rate", "weight_decay", "kl_weight"):
+        for name in (
+            "learning_rate",
+            "flow_learning_rate",
+            "head_learning_rate",
+            "weight_decay",
+            "kl_weight",
+        ):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} should not be negative, and is {getattr(self, name)}.")
         if not 0 <= self.kl_warmup <= 1:

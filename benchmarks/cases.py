@@ -6,6 +6,7 @@ __all__ = ["CASES", "Case", "guide_of"]
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -35,10 +36,12 @@ class Case:
     batch: Batch
     likelihood: Likelihood
 
-    def plain_forward(self) -> Tensor:
-        """Runs the PEFT model as it is, for the same logits that the Bayesian side asks for."""
+    def plain_forward(self) -> Any:
+        """Runs the PEFT model as it is, for the same logits as the Bayesian side and as it without a cache of keys."""
         inputs = {name: self.batch[name] for name in ("input_ids", "attention_mask")}
-        return self.peft_model(**inputs, **self.likelihood.model_arguments(self.batch))
+        causal = isinstance(self.likelihood, Choice)
+        arguments = self.likelihood.model_arguments(self.batch) | ({"use_cache": False} if causal else {})
+        return self.peft_model(**inputs, **arguments)
 
     def plain_loss(self) -> Tensor:
         """The mean negative log-likelihood of the batch, which for a classifier is what PEFT calls its loss."""

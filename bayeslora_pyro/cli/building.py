@@ -59,7 +59,7 @@ class Language:
     max_length: int
 
     def loader(self, examples: Examples, batch_size: int, *, training: bool = False, seed: int = 0) -> Any:
-        """Batches of examples; for training in an order that the seed decides, else by length."""
+        """Batches of examples of like length; for training shuffled, as the seed decides."""
         return make_loader(
             examples,
             self.tokenizer,
@@ -67,7 +67,7 @@ class Language:
             shuffle=training,
             seed=seed,
             max_length=self.max_length,
-            group_by_length=not training,
+            group_by_length=True,
         )
 
 

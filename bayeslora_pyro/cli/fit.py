@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from bayeslora_pyro import __version__
 from bayeslora_pyro.checkpoints import read_tensors
@@ -87,7 +87,7 @@ def _fit(plan: Plan, record: dict[str, Any], data: RunData, language: Language, 
         raise KeyboardInterrupt(
             f"interrupted {done}; to go on: bayeslora fit --resume --output {plan.folder}"
         ) from None
-    except (FloatingPointError, torch.linalg.LinAlgError) as error:
+    except (FloatingPointError, LinAlgError) as error:
         reason = one_line(error).partition(" Trace Shapes")[0]  # Pyro adds the shapes of all sites
         raise FloatingPointError(
             f"{reason}: lower --learning-rate, and give --overwrite to start anew in {plan.folder}"

@@ -77,7 +77,7 @@ def _lower(sentence: str) -> str:
 
 def _group(name: str, *options: tuple[Any, ...]) -> tuple[Option, ...]:
     return tuple(
-        Option(key, kind, about, *(rest or [None]), group=name) for key, kind, about, *rest in options
+        Option(key, kind, about, rest[0] if rest else None, name) for key, kind, about, *rest in options
     )
 
 

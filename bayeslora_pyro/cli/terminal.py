@@ -101,5 +101,5 @@ def quiet_libraries(debug: bool) -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _show_warning(message: Warning | str, *_: Any) -> None:
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     complain(f"note: {message}")
