@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from bayeslora_pyro.adapters import Adapter
 from bayeslora_pyro.models import BayesianLora
@@ -222,10 +222,10 @@ def test_refuses_what_is_no_product_of_linear_maps(case: str) -> None:
 class Convolutional(PreTrainedModel):
     """A model with a convolution."""
 
-    config_class = PreTrainedConfig
+    config_class = PretrainedConfig
 
     def __init__(self) -> None:
-        super().__init__(PreTrainedConfig())
+        super().__init__(PretrainedConfig())
         self.convolution = nn.Conv1d(3, 4, 2)
         self.linear = nn.Linear(4, 2)
         self.post_init()

@@ -272,7 +272,7 @@ def test_a_real_ctrl_c_leaves_a_checkpoint(tmp_path: Path) -> None:
         for _ in range(2):
             assert process.stdout.readline() == "step\n"
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     assert process.returncode == -signal.SIGINT, errors
     assert "KeyboardInterrupt" in errors
     assert 2 <= len(read_tensors(path)[1]["history"]) < STEPS
@@ -319,5 +319,5 @@ def test_fit_runs_in_a_thread() -> None:
         target=lambda: results.append(fit(*fresh("mean_field"), LOADERS["list"](), **OPTIONS))
     )
     thread.start()
-    thread.join(60)
+    thread.join(300)
     assert_equal_runs(results[0], fit(*fresh("mean_field"), LOADERS["list"](), **OPTIONS))
