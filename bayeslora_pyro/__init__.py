@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bayeslora_pyro.config import FitConfig as FitConfig
-    from bayeslora_pyro.diagnostics.report import report as report
     from bayeslora_pyro.diagnostics import to_arviz as to_arviz
+    from bayeslora_pyro.diagnostics.report import report as report
     from bayeslora_pyro.distributions import InducedNormal as InducedNormal
     from bayeslora_pyro.guides import GUIDES as GUIDES
     from bayeslora_pyro.guides import DeltaGuide as DeltaGuide
