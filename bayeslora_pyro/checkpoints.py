@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-__all__ = ["flush", "load_modules", "read_tensors", "replace_file", "state_of", "write_tensors"]
+__all__ = [
+    "flush",
+    "load_modules",
+    "read_tensors",
+    "replace_file",
+    "state_of",
+    "uninterrupted",
+    "write_tensors",
+]
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
@@ -26,7 +37,10 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        temporary.touch()
+        usual = temporary.stat().st_mode & 0o777
         write(temporary)
+        temporary.chmod(usual)  # safetensors lets nobody else read what it writes
         flush(temporary)
         temporary.replace(path)
     finally:
@@ -100,3 +114,19 @@ def load_modules(tensors: Mapping[str, Tensor], source: Path, **modules: nn.Modu
 
 def _kind(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Puts off Ctrl-C until the context is left, so that no checkpoint holds half a step."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        yield  # it cannot arrive here, or is another language's business
+        return
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if received:
+        signal.raise_signal(signal.SIGINT)

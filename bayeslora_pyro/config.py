@@ -16,6 +16,7 @@ class FitConfig:
     Args:
         num_steps: The number of optimizer steps.
         learning_rate: The step size of Adam for variational and prior parameters.
+        flow_learning_rate: The step size for the parameters of flows; their networks have many that move one output.
         head_learning_rate: The step size for trainable parameters outside LoRA, such as a fresh head.
         weight_decay: The decoupled weight decay of AdamW; a prior makes it needless.
         schedule: How both step sizes go on: `"constant"`, or down to zero as `"linear"` or `"cosine"`.
@@ -31,6 +32,7 @@ class FitConfig:
 
     num_steps: int = 600
     learning_rate: float = 5e-3
+    flow_learning_rate: float = 5e-5
     head_learning_rate: float = 1e-3
     weight_decay: float = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -44,10 +46,23 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "num_particles", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} should be at least 1, and is {getattr(self, name)}.")
-        for name in ("learning_rate", "head_learning_rate", "weight_decay", "kl_weight", "checkpoint_every"):
+        for name, least in {
+            "num_steps": 1,
+            "num_particles": 1,
+            "accumulate": 1,
+            "checkpoint_every": 0,
+        }.items():
+            if type(getattr(self, name)) is not int or getattr(self, name) < least:
+                raise ValueError(
+                    f"{name} should be a whole number of at least {least}, and is {getattr(self, name)!r}."
+                )
+        for name in (
+            "learning_rate",
+            "flow_learning_rate",
+            "head_learning_rate",
+            "weight_decay",
+            "kl_weight",
+        ):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} should not be negative, and is {getattr(self, name)}.")
         if not 0 <= self.kl_warmup <= 1:

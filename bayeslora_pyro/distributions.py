@@ -40,8 +40,8 @@ class InducedNormal(TorchDistribution):
         | https://arxiv.org/abs/2601.21003
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-    support = constraints.independent(constraints.real, 2)
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}  # pyright: ignore
+    support = constraints.independent(constraints.real, 2)  # pyright: ignore
     has_rsample = True
 
     def __init__(

@@ -78,14 +78,16 @@ class PartsELBO(TraceMeanField_ELBO):
         """
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        guide_sites: dict[str, Any] = dict(guide_trace.nodes)
+        model_sites: dict[str, Any] = dict(model_trace.nodes)
         log_likelihood, kl = {}, {}
-        for name, site in model_trace.nodes.items():
+        for name, site in model_sites.items():
             if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
                 continue
             if site["is_observed"]:
                 log_likelihood[name] = _total(site, site["fn"].log_prob(site["value"]))
             else:
-                kl[name] = _total(site, _divergence(guide_trace.nodes[name], site))
+                kl[name] = _total(site, _divergence(guide_sites[name], site))
         return ElboParts(log_likelihood, kl)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:

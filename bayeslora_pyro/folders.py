@@ -73,6 +73,7 @@ def new_folder(path: Path, marker: str) -> Iterator[Path]:
         new.mkdir()
         yield new
         for written in new.rglob("*"):
+            written.chmod(new.stat().st_mode & (0o777 if written.is_dir() else 0o666))
             flush(written)
         if path.exists():
             _take_over(path, new, marker)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeslora_pyro.checkpoints import load_modules, read_tensors, state_of, write_tensors
+from bayeslora_pyro.checkpoints import load_modules, read_tensors, state_of, uninterrupted, write_tensors
 from bayeslora_pyro.config import FitConfig
 from bayeslora_pyro.elbo import ElboParts, PartsELBO
 from bayeslora_pyro.guides import Guide
@@ -24,6 +22,7 @@ from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.parts import describe_guide, describe_model
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.progress import progress_bar
+from bayeslora_pyro.transforms import StackedTransform
 from bayeslora_pyro.types import Batch
 
 __all__ = ["FitResult", "fit"]
@@ -99,7 +98,7 @@ def fit(
     run.find_checkpoint(resume)
     with private_pyro(), local_rng(settings.seed), _mode(model.adapter.peft_model, train=settings.dropout):
         run.go(loader, progress, callbacks)
-    metadata = {"fit": asdict(settings), "num_data": model.num_data}
+    metadata = {"num_data": model.num_data, "kl_weight": settings.kl_weight, "fit": asdict(settings)}
     return FitResult(Posterior(model, guide, history=run.history, metadata=metadata), run.history)
 
 
@@ -110,19 +109,17 @@ class _Run:
         self.model, self.guide, self.config, self.checkpoint = model, guide, config, checkpoint
         self.elbo = PartsELBO()  # type: ignore[no-untyped-call]
         self.history: list[Row] = []
-        head = list(model.head.parameters())
-        known = {id(parameter) for parameter in head}
-        rest = [
-            p for p in (*model.parameters(), *guide.parameters()) if id(p) not in known and p.requires_grad
-        ]
         groups = [
-            {"params": rest, "lr": config.learning_rate, "initial_lr": config.learning_rate},
-            {"params": head, "lr": config.head_learning_rate, "initial_lr": config.head_learning_rate},
+            {"params": parameters, "lr": rate, "initial_lr": rate}
+            for parameters, rate in zip(
+                _group_parameters(model, guide),
+                (config.learning_rate, config.flow_learning_rate, config.head_learning_rate),
+                strict=True,
+            )
+            if parameters
         ]
-        self.parameters = rest + head
-        self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], weight_decay=config.weight_decay
-        )
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
 
     @property
     def step(self) -> int:
@@ -170,7 +167,7 @@ class _Run:
             | {"kl_weight": kl_weight}
         )
         row["grad_norm"] = self._clip_gradient(step)
-        with _uninterrupted():
+        with uninterrupted():
             self.optimizer.step()
             self.history.append(row)
         return row
@@ -252,6 +249,15 @@ class _Run:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
 
+def _group_parameters(model: BayesianLora, guide: Guide) -> tuple[list[nn.Parameter], ...]:
+    """The parameters of prior, likelihood and base distributions; of the flows; and of the head."""
+    flows = [p for part in guide.modules() if isinstance(part, StackedTransform) for p in part.parameters()]
+    head = list(model.head.parameters())
+    apart = {id(parameter) for parameter in flows + head}
+    rest = [p for p in (*model.parameters(), *guide.parameters()) if id(p) not in apart and p.requires_grad]
+    return rest, flows, head
+
+
 def _check_finite(loss: Tensor, parts: ElboParts, step: int) -> None:
     if not math.isfinite(loss.item()):
         raise FloatingPointError(
@@ -281,19 +287,3 @@ def _checkpoints_gradients(part: nn.Module) -> bool:
     """Whether a layer, without dropout of its own, has gradient checkpointing on, which it does in train mode only."""
     dropout = getattr(part, "dropout", None)
     return getattr(part, "gradient_checkpointing", False) and not isinstance(dropout, float)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Puts off Ctrl-C until the context is left, so that no checkpoint holds half a step."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
-        yield  # it cannot arrive here, or is another language's business
-        return
-    received: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if received:
-        signal.raise_signal(signal.SIGINT)

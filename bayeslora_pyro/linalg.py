@@ -45,7 +45,7 @@ class InducingMap:
         """The number `p` of inducing variables."""
         return self.locations.shape[-2]
 
-    @property
+    @cached_property
     def batch_shape(self) -> torch.Size:
         """The shape of the batch of maps."""
         return torch.broadcast_shapes(self.locations.shape[:-2], self.nuggets.shape[:-1])
@@ -63,7 +63,10 @@ class InducingMap:
         )
         wide = joint.double()
         cholesky = torch.linalg.cholesky(wide @ wide.mT)
-        return torch.linalg.solve_triangular(cholesky, wide, upper=False).to(joint.dtype)
+        # A small inverse and one product: batched triangular solves of wide right-hand sides are slow on CPUs.
+        identity = torch.eye(self.rank, dtype=wide.dtype, device=wide.device).expand_as(cholesky)
+        inverse = torch.linalg.solve_triangular(cholesky, identity, upper=False)
+        return (inverse @ wide).to(joint.dtype)
 
     @property
     def signal(self) -> Tensor:

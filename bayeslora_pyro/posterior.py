@@ -100,7 +100,12 @@ class Posterior:
         return log_p, log_q
 
     def predict(
-        self, batches: Iterable[Batch], num_draws: int = 16, seed: int = 0, *, memory_budget: int = 2**28
+        self,
+        batches: Iterable[Batch],
+        num_draws: int = 16,
+        seed: int = 0,
+        *,
+        memory_budget: int | None = None,
     ) -> Prediction | RegressionPrediction:
         """Predicts each item of some batches with each of some draws.
 
@@ -108,8 +113,8 @@ class Posterior:
             batches: What a collator yields; items keep this order.
             num_draws: The number of draws.
             seed: The seed of the draws.
-            memory_budget: About how many bytes the activations of one forward pass may take; it decides how many
-                draws share a pass, never what comes out.
+            memory_budget: About how many bytes the activations of one forward pass may take, by default what suits
+                the device; it decides how many draws share a pass, never what comes out.
         """
         pairs = self._each_batch(batches, num_draws, seed, memory_budget, _numbers)
         columns = [_join(parts) for parts in zip(*(numbers for _, numbers in pairs), strict=True)]
@@ -121,7 +126,12 @@ class Posterior:
         return RegressionPrediction(loc, scale, observed)
 
     def log_likelihood(
-        self, batches: Iterable[Batch], num_draws: int = 16, seed: int = 0, *, memory_budget: int = 2**28
+        self,
+        batches: Iterable[Batch],
+        num_draws: int = 16,
+        seed: int = 0,
+        *,
+        memory_budget: int | None = None,
     ) -> Tensor:
         """The log-likelihood of each item under each draw. Shape `(draw, item)`."""
 
@@ -139,7 +149,7 @@ class Posterior:
         batches: Iterable[Batch],
         num_draws: int,
         seed: int,
-        memory_budget: int,
+        memory_budget: int | None,
         read: Callable[[dist.TorchDistribution, Batch], tuple[Tensor, ...]],
     ) -> list[tuple[Batch, tuple[Tensor, ...]]]:
         """Returns each batch with what is read off its predictive distributions, `(draws, items, …)` each."""
@@ -159,7 +169,7 @@ class Posterior:
             raise ValueError("batches is empty: give at least one batch.")
         return pairs
 
-    def _draws_per_pass(self, batch: Batch, memory_budget: int) -> int:
+    def _draws_per_pass(self, batch: Batch, memory_budget: int | None) -> int:
         kept = self.model.likelihood.model_arguments(batch).get("logits_to_keep")
         return draws_per_pass(self.model.adapter.peft_model, batch, memory_budget, num_logits=kept)
 

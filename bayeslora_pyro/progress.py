@@ -16,7 +16,7 @@ __all__ = ["progress_bar"]
 LINES = 10
 """How many lines a run writes into a log, where a bar cannot move."""
 
-BAR_WIDTH = 8
+BAR_WIDTH = 6
 
 
 @contextmanager
@@ -70,8 +70,9 @@ class _Pace:
 
     def __str__(self) -> str:
         rate = (self.done - self.first) / max(monotonic() - self.started, 1e-9)
+        digits = 0 if rate >= 100 else 1 if rate >= 10 else 2
         minutes, seconds = divmod(round((self.total - self.done) / rate), 60)
-        return f"{self.done:>{len(str(self.total))}}/{self.total} {rate:.3g} step/s {minutes}:{seconds:02}"
+        return f"{self.done:>{len(str(self.total))}}/{self.total} {rate:.{digits}f} step/s {minutes}:{seconds:02}"
 
 
 def _line(pace: _Pace, row: Mapping[str, float], room: int) -> str:

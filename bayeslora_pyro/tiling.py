@@ -18,16 +18,24 @@ LIVE_LOGITS = 3
 
 BYTES = 4
 
+DEFAULT_BUDGET = 2**28
+BUDGETS = {"cpu": 2**26}
+"""Bytes for the activations of a pass, by kind of device: a CPU slows down where they outgrow its caches.
+
+Eight draws of MiniLM on 16 x 64 tokens took 1.10 times as long as eight plain passes when they shared one pass, and
+0.97 times as long two by two.
+"""
+
 
 def draws_per_pass(
-    model: nn.Module, batch: Batch, memory_budget: int, *, num_logits: int | None = None
+    model: nn.Module, batch: Batch, memory_budget: int | None = None, *, num_logits: int | None = None
 ) -> int:
     """Estimates how many tiles of a batch fit into a budget; one at least.
 
     Args:
         model: The language model, whose configuration tells the sizes.
         batch: The batch of one tile.
-        memory_budget: The budget in bytes for the activations of a pass.
+        memory_budget: The budget in bytes for the activations of a pass; by default one that suits the device.
         num_logits: For how many tokens a causal model keeps its logits; by default for all.
     """
     items, tokens = _shape(batch)
@@ -38,7 +46,13 @@ def draws_per_pass(
     item = tokens * (LIVE_ACTIVATIONS * hidden + 2 * widest + 2 * heads * tokens)
     if _has_vocabulary_head(model):
         item += LIVE_LOGITS * (num_logits or tokens) * _size(config, ("vocab_size",), 0)
-    return max(1, memory_budget // max(1, BYTES * items * item))
+    budget = _default_budget(batch) if memory_budget is None else memory_budget
+    return max(1, budget // max(1, BYTES * items * item))
+
+
+def _default_budget(batch: Batch) -> int:
+    device = next(value.device.type for value in batch.values() if isinstance(value, Tensor))
+    return BUDGETS.get(device, DEFAULT_BUDGET)
 
 
 def _has_vocabulary_head(model: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bayeslora_pyro import METHODS, FitResult, Posterior, report, to_arviz
+from bayeslora_pyro import METHODS, FitConfig, FitResult, Posterior, report, to_arviz
 from bayeslora_pyro.adapters import add_lora
 from bayeslora_pyro.checkpoints import replace_file
 from bayeslora_pyro.metrics import evaluate_log_probs, temperature_scale
@@ -31,10 +31,11 @@ SHOWN = ("accuracy", "nll", "ece", "brier")
 Scores = dict[str, dict[str, float]]
 
 
-def load_sets(seed: int) -> dict[str, Examples]:
+def load_sets(seed: int, num_test: int) -> dict[str, Examples]:
     """The sets of a seed: the training set depends on it, the others do not."""
-    own = split(load_task("sentiment"), train=400, tuning=400, test=1000, seed=seed)
-    shifts = {name: split(load_task(name), train=0, tuning=0, test=600, seed=0).test for name in SHIFTS}
+    own = split(load_task("sentiment"), train=400, tuning=400, test=num_test, seed=seed)
+    num_shift = num_test * 3 // 5
+    shifts = {name: split(load_task(name), train=0, tuning=0, test=num_shift, seed=0).test for name in SHIFTS}
     return {"train": own.train, "tuning": own.tuning, "sentiment": own.test} | shifts
 
 
@@ -72,9 +73,9 @@ def evaluate(
     return plain, scaled
 
 
-def run_seed(seed: int, num_steps: int, output: Path, console: Console) -> dict[str, Scores]:
+def run_seed(seed: int, num_steps: int, num_test: int, output: Path, console: Console) -> dict[str, Scores]:
     """Fits and evaluates all methods with one seed; the first seed also writes the report of the flow."""
-    sets, scores = load_sets(seed), {}
+    sets, scores = load_sets(seed, num_test), {}
     for name in ("lora", "bayesian-lora-mf", "bayesian-lora"):
         console.print(f"[bold]{name}[/bold], seed {seed}: {num_steps} steps of 16 sentences")
         start = time.perf_counter()
@@ -92,7 +93,7 @@ def run_seed(seed: int, num_steps: int, output: Path, console: Console) -> dict[
             posterior.metadata |= {"method": name, "base_model": "minilm"}
             posterior.save(output / "posterior")
             container = to_arviz(
-                posterior, evaluation_loader(sets["sentiment"].select(range(200)), tokenizer)
+                posterior, evaluation_loader(sets["sentiment"].select(range(min(200, num_test))), tokenizer)
             )
             report(container, output / "report.html")
     return scores
@@ -135,16 +136,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds to average over")
     parser.add_argument("--num-steps", type=int, default=600, help="optimizer steps of every method")
+    parser.add_argument(
+        "--num-test", type=int, default=1000, help="test sentences; three fifths of them per shift"
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="where the results go")
     arguments = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     console = Console()
-    runs = [run_seed(s, arguments.num_steps, arguments.output, console) for s in range(arguments.seeds)]
+    runs = [
+        run_seed(seed, arguments.num_steps, arguments.num_test, arguments.output, console)
+        for seed in range(arguments.seeds)
+    ]
     summary = summarise(runs)
     text = json.dumps(summary, indent=1)
     replace_file(arguments.output / "metrics.json", lambda path: path.write_text(text, encoding="utf-8"))
-    from bayeslora_pyro import FitConfig
-
     show(summary, arguments.seeds, FitConfig().kl_weight, console)
     console.print(f"Written: {arguments.output / 'metrics.json'} and {arguments.output / 'report.html'}")
 

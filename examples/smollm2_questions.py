@@ -28,7 +28,9 @@ SHOWN = ("accuracy", "nll", "ece", "brier")
 def main() -> None:
     """Runs the example."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", default=None, help="a folder of <task>.<split>.jsonl.gz; the hub by default")
+    parser.add_argument(
+        "--data-dir", default=None, help="a folder of <task>.<split>.jsonl.gz; the hub by default"
+    )
     parser.add_argument("--task", choices=("openbookqa", "arc_easy"), default="openbookqa")
     parser.add_argument("--train", type=int, default=400, help="how many training questions")
     parser.add_argument("--test", type=int, default=200, help="how many test questions of each set")
@@ -46,15 +48,22 @@ def main() -> None:
         seed=arguments.seed,
     )
     far = load_task("arc_challenge", data_dir=arguments.data_dir)
-    sets = {arguments.task: own.test, "arc_challenge": split(far, train=0, tuning=0, test=arguments.test, seed=0).test}
+    sets = {
+        arguments.task: own.test,
+        "arc_challenge": split(far, train=0, tuning=0, test=arguments.test, seed=0).test,
+    }
 
     console, scores = Console(), {}
     table = Table("set", "method", *SHOWN, title="SmolLM2-135M, option log-likelihoods")
     for method in ("lora", "bayesian-lora"):
         base_model, tokenizer = load_base_model("smollm2", task_type="choice")
-        peft_model = add_lora(base_model, task_type="CAUSAL_LM", target_modules=default_target_modules("smollm2"))
+        peft_model = add_lora(
+            base_model, task_type="CAUSAL_LM", target_modules=default_target_modules("smollm2")
+        )
         recipe = METHODS[method](peft_model, Choice(), len(own.train), seed=arguments.seed)
-        loader = make_loader(own.train, tokenizer, batch_size=8, shuffle=True, group_by_length=True, seed=arguments.seed)
+        loader = make_loader(
+            own.train, tokenizer, batch_size=8, shuffle=True, group_by_length=True, seed=arguments.seed
+        )
         posterior = recipe.fit(loader, num_steps=arguments.num_steps).posterior
         posterior.save(arguments.output / method)
         for name, examples in sets.items():

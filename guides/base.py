@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol, cast, final
+from typing import Any, ClassVar, Protocol, cast, final
 
 import pyro
 import pyro.distributions as dist
@@ -23,13 +23,8 @@ __all__ = ["Guide", "GuidedModel", "GuidedPrior"]
 class GuidedPrior(Protocol):
     """What a guide asks of a prior."""
 
-    @property
-    def latent(self) -> str | None:
-        """The name of the site to approximate."""
-
-    @property
-    def latent_dims(self) -> tuple[str, str]:
-        """The names of its dimensions."""
+    latent: ClassVar[str | None]
+    latent_dims: ClassVar[tuple[str, str]]
 
     def site(self, stack: FactorStack, name: str) -> str:
         """The name of a site."""
@@ -162,7 +157,7 @@ class Guide(AbstractPyroModule):
         latent: Tensor = pyro.sample(name, self.get_posterior(stack), infer=named_dims(prior.latent_dims))
         if not hasattr(self._own(stack), "raw_noise_scale"):  # the latent site is the weights
             return latent
-        conditional = prior.conditional(stack, latent, self.noise_scale(stack))
+        conditional: Any = prior.conditional(stack, latent, self.noise_scale(stack))
         weights: Tensor = pyro.sample(prior.site(stack, "W"), conditional, infer=named_dims(WEIGHT_DIMS))
         return weights
 

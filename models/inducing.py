@@ -36,7 +36,8 @@ class InducingPrior(Prior):
         cols: The number `q` of inducing columns.
         scale: The standard deviation :math:`\sigma_w` of each entry, before width scaling.
         width_scaled: Whether to divide it by :math:`\sqrt{d_i}`, the number of inputs of the factor.
-        learn_scale: Whether to learn one :math:`\sigma_w` per factor through the ELBO (type-II maximum likelihood).
+        learn_scale: Whether to learn one :math:`\sigma_w` per factor through the ELBO (type-II maximum likelihood);
+            `scale` is then where it starts.
         nugget: The initial standard deviation :math:`D` of the nuggets, relative to locations of unit length.
 
     References:
@@ -53,7 +54,7 @@ class InducingPrior(Prior):
         cols: int = 9,
         scale: float = 0.3,
         width_scaled: bool = True,
-        learn_scale: bool = False,
+        learn_scale: bool = True,
         nugget: float = 1e-3,
     ) -> None:
         super().__init__()

@@ -153,6 +153,15 @@ def test_parameter_groups_have_their_own_step_sizes() -> None:
         assert moved == pytest.approx(1e-4 if "head" in name else 1e-2, rel=0.05)  # Adam's first step
 
 
+def test_flows_have_a_step_size_of_their_own() -> None:
+    model, guide = pair(guide="flow")
+    flows = {name: p for name, p in guide.named_parameters() if name.startswith("flow_")}
+    before = {name: p.detach().clone() for name, p in flows.items()}
+    fit(model, guide, data(), num_steps=1, flow_learning_rate=1e-3, learning_rate=1e-2, progress=False)
+    moved = max((p.detach() - before[name]).abs().max().item() for name, p in flows.items())
+    assert moved == pytest.approx(1e-3, rel=0.05)
+
+
 @pytest.mark.parametrize(("schedule", "last"), [("constant", 1.0), ("linear", 0.25), ("cosine", 0.14645)])
 def test_schedule_shrinks_the_step(schedule: str, last: float) -> None:
     model, guide = certain()

@@ -100,8 +100,9 @@ def checkpoints_within(
         return nullcontext(), context()
 
     func = partial(checkpoint, use_reentrant=False, context_fn=contexts)
-    layers = [layer for layer in module.modules() if getattr(layer, "gradient_checkpointing", False)]
-    layers = [layer for layer in layers if hasattr(layer, "_gradient_checkpointing_func")]
+    # Switching it on sets both attributes on the instance; to look for them in classes too takes longer than the rest.
+    layers = [layer for layer in module.modules() if vars(layer).get("gradient_checkpointing")]
+    layers = [layer for layer in layers if "_gradient_checkpointing_func" in vars(layer)]
     before = [layer._gradient_checkpointing_func for layer in layers]
     try:
         for layer in layers:

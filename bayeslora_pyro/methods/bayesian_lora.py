@@ -40,4 +40,4 @@ def build(
         if transform is None
         else FlowGuide(model, transform=transform, seed=seed)
     )
-    return Recipe(model, guide, FitConfig(seed=seed))
+    return Recipe(model, guide, FitConfig(seed=seed), num_draws=8)

@@ -1,0 +1,144 @@
+"""The benchmarks run, print what they promise, and compare the same mathematics on both sides."""
+
+import json
+import runpy
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from bayeslora_pyro import BayesianLora, FlowGuide, MeanFieldGuide
+from bayeslora_pyro.isolation import private_pyro
+
+from .tiny import tiny_bert, tiny_llama
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+SCRIPTS = ("train_step", "draws", "predict")
+TINY = ("tiny", "tiny-decoder")
+EVERYWHERE = {
+    "ratio",
+    "quartiles",
+    "ours_ms",
+    "plain_ms",
+    "device",
+    "threads",
+    "versions",
+    "date",
+    "guide",
+    "bar",
+}
+
+pytestmark = pytest.mark.usefixtures("scripts_by_name")
+
+
+@pytest.fixture
+def scripts_by_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lets the scripts import each other, as Python does for the folder of a script that it runs."""
+    monkeypatch.syspath_prepend(FOLDER)
+    for name in ("cases", "timing", *SCRIPTS):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield
+    for name in ("cases", "timing", *SCRIPTS):
+        sys.modules.pop(name, None)
+
+
+def run(script: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--repeats", "2", "--device", "cpu", *arguments])
+    runpy.run_path(str(FOLDER / f"{script}.py"), run_name="__main__")
+
+
+def load(name: str) -> ModuleType:
+    return __import__(name)
+
+
+@pytest.mark.parametrize(("guide", "models"), [("flow", TINY), ("mean_field", TINY[:1])])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_json_is_one_object(script, guide, models, monkeypatch, capsys):
+    run(script, "--json", "--guide", guide, "--model", *models, monkeypatch=monkeypatch)
+    rows = json.loads(capsys.readouterr().out)
+    assert tuple(rows) == models
+    for row in rows.values():
+        assert row.keys() >= EVERYWHERE | ({"loop"} if script == "draws" else set())
+        assert row["guide"] == guide
+        low, high = row["quartiles"]
+        assert 0 < low <= row["ratio"] <= high
+        assert row["ours_ms"] > 0 < row["plain_ms"]
+
+
+def test_table_names_the_setting(monkeypatch, capsys):
+    run("draws", "--model", "tiny", monkeypatch=monkeypatch)
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("tiny: ratio", "quartiles", "device", "threads", "torch"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--repeats", "1"], "use 2 or more"),
+        (["--clock", "cpu", "--threads", "2"], "--threads 1"),
+        (["--model", "gpt"], "invalid choice"),
+    ],
+)
+def test_bad_arguments(arguments, complaint, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run("draws", *arguments, monkeypatch=monkeypatch)
+    assert complaint in capsys.readouterr().err
+
+
+def test_ratio_is_that_of_neighbours():
+    ours, theirs = (
+        [1.1, 33.0, 10.0],
+        [1.0, 30.0, 2.0],
+    )  # of which two pairs were timed on a machine ten times slower
+    assert load("timing").ratios(ours, theirs)["ratio"] == pytest.approx(1.1)
+    assert statistics.median(ours) / statistics.median(theirs) == 5.0  # what a ratio of medians would tell
+
+
+def test_plain_loss_is_that_of_peft():
+    case = load("cases").CASES["tiny"]("cpu")
+    torch.testing.assert_close(case.plain_loss(), case.peft_model(**case.batch).loss)
+
+
+def moved(guide_class, base_model):
+    """A guide away from its start, whose flow is not the identity any more, for two factors of different shapes."""
+    model = BayesianLora(base_model)
+    guide = guide_class(model)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in (*model.priors.parameters(), *guide.parameters()):
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model, guide
+
+
+def check_same_draws(model, guide, factors):
+    with torch.no_grad(), private_pyro():
+        torch.manual_seed(0)
+        ours = guide()
+        torch.manual_seed(0)
+        for stack, factor in zip(model.stacks, factors, strict=True):
+            torch.testing.assert_close(factor.draw(), ours[stack.name][0], rtol=1e-4, atol=1e-6)
+
+
+BASES = {
+    "bert": lambda: tiny_bert(targets=["query"], num_layers=1),
+    "llama": lambda: tiny_llama(targets=["v_proj"], num_layers=1),
+}
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("guide_class", [FlowGuide, MeanFieldGuide])
+def test_loop_draws_what_the_guide_draws(guide_class, base):
+    model, guide = moved(guide_class, BASES[base]())
+    check_same_draws(model, guide, load("draws").loop_of(model, guide))
+
+
+def test_a_loop_without_its_flow_would_be_caught():
+    model, guide = moved(FlowGuide, BASES["bert"]())
+    draws = load("draws")
+    cut = [draws.LoopFactor(**{**vars(factor), "layers": ()}) for factor in draws.loop_of(model, guide)]
+    with pytest.raises(AssertionError):
+        check_same_draws(model, guide, cut)

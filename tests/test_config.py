@@ -1,0 +1,80 @@
+"""The settings of a fit: checked at once, with the name, the value and the cure."""
+
+import math
+from dataclasses import FrozenInstanceError, asdict, fields
+from typing import Any
+
+import pytest
+
+from bayeslora_pyro.config import FitConfig
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "no-steps": ({"num_steps": 0}, "num_steps should be a whole number of at least 1, and is 0"),
+    "half-a-step": ({"num_steps": 2.5}, "num_steps should be a whole number of at least 1, and is 2.5"),
+    "text": ({"accumulate": "2"}, "accumulate should be a whole number of at least 1, and is '2'"),
+    "no-particles": ({"num_particles": -1}, "num_particles should be a whole number"),
+    "negative-rate": ({"learning_rate": -1e-3}, "learning_rate should not be negative, and is -0.001"),
+    "nan": ({"head_learning_rate": math.nan}, "head_learning_rate should not be negative, and is nan"),
+    "infinite": ({"kl_weight": math.inf}, "kl_weight should not be negative, and is inf"),
+    "decay": ({"weight_decay": -0.1}, "weight_decay should not be negative"),
+    "warm-up": ({"kl_warmup": 1.5}, "kl_warmup should be a share of the steps between 0 and 1, and is 1.5"),
+    "warm-up-nan": ({"kl_warmup": math.nan}, "kl_warmup should be a share"),
+    "norm": ({"max_grad_norm": 0.0}, "max_grad_norm should be positive, or None for no clipping; it is 0.0"),
+    "schedule": ({"schedule": "step"}, "schedule should be 'constant', 'linear' or 'cosine', and is 'step'"),
+    "checkpoints": (
+        {"checkpoint_every": -1},
+        "checkpoint_every should be a whole number of at least 0, and is -1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_values_are_refused_at_once(case: str) -> None:
+    options, message = WRONG[case]
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        FitConfig(**options)
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        FitConfig().replace(**options)
+
+
+def test_a_wrong_name_lists_the_settings() -> None:
+    with pytest.raises(
+        TypeError, match=r"no setting 'lr'. The settings are num_steps, learning_rate, .*, seed"
+    ) as error:
+        FitConfig().replace(lr=1e-3, num_steps=3)
+    assert all(field.name in str(error.value) for field in fields(FitConfig))
+
+
+def test_settings_are_values() -> None:
+    config = FitConfig(num_steps=10)
+    changed = config.replace(seed=3)
+    assert (config.seed, changed.seed, changed.num_steps) == (0, 3, 10)
+    assert FitConfig(**asdict(changed)) == changed
+    with pytest.raises(FrozenInstanceError):
+        config.seed = 1  # type: ignore[misc]
+
+
+def test_every_setting_is_explained() -> None:
+    assert all(f"\n        {field.name}: " in (FitConfig.__doc__ or "") for field in fields(FitConfig))
+
+
+def test_kl_weight_grows_to_its_value_and_stays() -> None:
+    config = FitConfig(num_steps=10, kl_weight=0.5, kl_warmup=0.4)
+    assert [config.kl_weight_at(step) for step in range(6)] == pytest.approx(
+        [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
+    )
+    at_once = config.replace(kl_warmup=0.0)
+    assert {at_once.kl_weight_at(step) for step in range(10)} == {0.5}
+    whole = config.replace(kl_warmup=1.0)
+    assert whole.kl_weight_at(9) == 0.5
+    assert all(whole.kl_weight_at(step) < whole.kl_weight_at(step + 1) for step in range(9))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [("constant", [1, 1, 1, 1]), ("linear", [1, 0.75, 0.5, 0.25]), ("cosine", [1, 0.85355, 0.5, 0.14645])],
+)
+def test_step_sizes_follow_the_schedule(schedule: Any, factors: list[float]) -> None:
+    config = FitConfig(num_steps=4, schedule=schedule)
+    found = [config.learning_rate_factor_at(step) for step in range(4)]
+    assert found == pytest.approx(factors, abs=1e-5)
