@@ -321,7 +321,7 @@ def test_other_methods(method: str, fitted: Path, bert: Path, tmp_path: Path, ca
     words = {"lora": "maximum likelihood", "bayesian-lora-mf": "not tempered (KL weight 1)"}
     assert output.count(words[method]) == 2
     assert ("0 more than LoRA" in output) == (method == "lora")
-    assert f"{1 if method == 'lora' else 16} draw" in output
+    assert f"{1 if method == 'lora' else 8} draw" in output
 
 
 def test_settings_reach_the_parts(fitted: Path, bert: Path, tmp_path: Path) -> None:
