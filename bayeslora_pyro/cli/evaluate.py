@@ -168,6 +168,6 @@ def _show(opened: LoadedRun, scorer: _Scorer, rows: Mapping[str, Row], temperatu
     show_table(["Set", "n", *(_HEADS[column] for column in columns)], lines)
     if "auroc_entropy" in columns:
         say(
-            f"AUROC: how often an item of the set is more uncertain than one of {next(iter(rows))}, by entropy (H) or by "
-            "mutual information (MI); 0.5 is chance."
+            f"AUROC: how often an item of the set is more uncertain than one of {next(iter(rows))}, by entropy (H) "
+            "or by mutual information (MI); 0.5 is chance."
         )
