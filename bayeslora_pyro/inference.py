@@ -109,7 +109,7 @@ class _Run:
         self.model, self.guide, self.config, self.checkpoint = model, guide, config, checkpoint
         self.elbo = PartsELBO()  # type: ignore[no-untyped-call]
         self.history: list[Row] = []
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": parameters, "lr": rate, "initial_lr": rate}
             for parameters, rate in zip(
                 _group_parameters(model, guide),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bayeslora_pyro.cli.options import COMMANDS
 from bayeslora_pyro.cli.parsing import parse
 
 from .cli_files import FAST, bayeslora, bert, fitted, llama, questions, reviews, snapshot, write
@@ -272,3 +273,16 @@ def test_flags_win_over_the_configuration_file(tmp_path: Path) -> None:
     expected = {"num_steps": 7, "learning_rate": 1e-3, "target_modules": ["key", "value"], "resume": True}
     assert call.given == {**expected, "max_grad_norm": None}
     assert call.options["batch_size"] == 16
+
+
+def test_documented_commands_are_understood(tmp_path: Path, monkeypatch) -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
+    (config,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "fit.yaml").write_text(config)
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"^bayeslora (.*)$", text, re.MULTILINE)
+    assert len(lines) > 10
+    calls = [parse(line.split()) for line in lines]
+    assert {call.command for call in calls} == {"fit", "evaluate", "report", "draws"}
+    flags = {option.flag for command in COMMANDS.values() for option in command.options}
+    assert set(re.findall(r"--[a-z][a-z.-]+", text)) - flags <= {"--help", "--debug", "--config", "--no-khat"}

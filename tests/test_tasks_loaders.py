@@ -283,7 +283,6 @@ def test_label_token_ids_are_the_tokens_that_follow_the_slot():
         (make_texts(), {"batch_size": 0}, "batch_size=0"),
         (make_texts(), {"max_length": 1}, "max_length=1 is out of range: use 2 to 512"),
         (make_texts(), {"max_length": 513}, "max_length=513 is out of range"),
-        (make_texts(), {"shuffle": True, "group_by_length": True}, "shuffle and group_by_length"),
         (make_questions(), {"max_length": 3}, r"max_length=3 leaves no room .* use at least \d+"),
     ],
 )
@@ -295,3 +294,19 @@ def test_arguments_that_do_not_fit(examples, options, message):
 def test_tokenizer_without_padding_token():
     with pytest.raises(ValueError, match=r"tokenizer has no padding token: set tokenizer\.pad_token"):
         make_loader(make_texts(), make_tokenizer(pad=False), batch_size=2, shuffle=False)
+
+
+def test_shuffled_groups_hold_every_item_once_and_save_padding():
+    def epochs(seed):
+        loader = make_loader(
+            make_texts(size=80), make_tokenizer(), batch_size=4, shuffle=True, group_by_length=True, seed=seed
+        )
+        return [list(loader.sampler) for _ in range(2)], [sum(b["input_ids"].numel() for b in loader)]
+
+    (first, second), (grouped,) = epochs(0)
+    plain = make_loader(make_texts(size=80), make_tokenizer(), batch_size=4, shuffle=True)
+    assert sorted(first) == sorted(second) == list(range(80))
+    assert first != second
+    assert epochs(0)[0] == [first, second]
+    assert epochs(1)[0][0] != first
+    assert grouped < sum(batch["input_ids"].numel() for batch in plain)

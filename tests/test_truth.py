@@ -17,7 +17,7 @@ from bayeslora_pyro.guides import MeanFieldGuide
 from bayeslora_pyro.models import BayesianLora, InducingPrior, Regression
 
 from .dense import dense_side, rand
-from .noise import affine, expectation
+from .noise import affine, drawn_from, expectation
 
 SCALE, NOISE = 0.8, 0.5  # of the weights and of the observations
 
@@ -224,20 +224,22 @@ class TestLibraryModel:
         model, batch = regression(0.1)
         guide = trained(model, batch)
         (mean, deviation), (found_mean, found_deviation) = exact_posterior(batch), moments(guide)
-        assert ((found_mean - mean).abs() / deviation).max() < 0.25
-        assert (found_deviation / deviation).log().abs().max() < 0.15
+        assert ((found_mean - mean).abs() / deviation).max() < 0.1
+        assert (found_deviation / deviation).log().abs().max() < 0.2
         assert check_bound(model, guide, batch) < 0.3
         assert check_bound(model, MeanFieldGuide(model), batch) > 10
 
 
-def trained(model, batch, num_steps=250):
-    """Fits the guide alone, so that the prior and the noise stay what they are."""
+def trained(model, batch, num_steps=150):
+    """Fits the guide alone, so that the prior and the noise stay what they are; each draw with its mirror image."""
     guide = MeanFieldGuide(model, noise_scale=0.5)
-    optimizer = torch.optim.Adam(guide.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(guide.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
-    for _ in range(num_steps):
+    for step in range(num_steps):
         optimizer.zero_grad()
-        PartsELBO().differentiable_loss(model, guide, batch).backward()
+        for sign in (1, -1):
+            with drawn_from(sign * rand(40, seed=step)):
+                PartsELBO().differentiable_loss(model, guide, batch).backward()
         optimizer.step()
         schedule.step()
     return guide
@@ -250,14 +252,14 @@ def moments(guide):
 
 
 def check_moments(drawn, mean, deviation):
-    """Mean and deviation within some four standard errors of 200 draws, and the bias of a nugget that is not zero."""
+    """Means within some four standard errors of 200 draws; deviations with the bias of one noise scale for all."""
     assert ((drawn.mean(0) - mean).abs() / deviation).max() < 0.3
-    assert (drawn.std(0) / deviation).log().abs().max() < 0.25
+    assert (drawn.std(0) / deviation).log().abs().max() < 0.3
 
 
 @pytest.mark.fills_param_store
 def test_nuts_agrees_with_the_guide():
-    model, batch = regression(0.2)
+    model, batch = regression(0.1)
     chain = MCMC(
         NUTS(model, full_mass=True, max_tree_depth=4), num_samples=200, warmup_steps=80, disable_progbar=True
     )

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from bayeslora_pyro.cli.errors import CommandError, blame, one_line
+from bayeslora_pyro.cli.plans import SUFFIXES, short_name
 from bayeslora_pyro.tasks import TASKS, Examples, Splits, load_file, load_task, split
 
 __all__ = ["RunData", "TargetScale", "is_file_name", "load_run_data", "load_shift", "set_name"]
 
-_SUFFIXES = (".jsonl", ".csv", ".gz")
 _SIZES = ("train", "tuning", "test")
 
 
@@ -121,17 +121,12 @@ def load_shift(name: str, options: Mapping[str, Any], known: Mapping[str, Any], 
 
 def set_name(name: str) -> str:
     """What a set is called: a task by its name, a file by its own without folder and suffixes."""
-    if not is_file_name(name):
-        return name
-    short = Path(name).name
-    while short.lower().endswith(_SUFFIXES):
-        short = short.rpartition(".")[0]
-    return short or Path(name).name
+    return short_name(name) if is_file_name(name) else name
 
 
 def is_file_name(name: str) -> bool:
     """Whether a name means a file and not a task."""
-    return name.lower().endswith(_SUFFIXES) or (name not in TASKS and Path(name).is_file())
+    return name.lower().endswith(SUFFIXES) or (name not in TASKS and Path(name).is_file())
 
 
 def _argument(options: Mapping[str, Any]) -> str:

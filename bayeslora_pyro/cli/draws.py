@@ -15,7 +15,7 @@ def run(plan: Plan) -> None:
     """Writes draws, all of them or none."""
     options = plan.options
     folder = Path(options["output"] or plan.folder / "draws")
-    posterior = LoadedRun(plan.folder, plan.record or {}).posterior
+    posterior = LoadedRun(plan).posterior
     with working("writing draws"):
         paths = posterior.draws(options["num"], folder, options["seed"])
     names = [path.name for path in paths]

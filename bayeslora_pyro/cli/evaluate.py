@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bayeslora_pyro import metrics
-from bayeslora_pyro.cli.errors import CommandError
+from bayeslora_pyro.cli.errors import CommandError, blame
 from bayeslora_pyro.cli.fit import tempering
 from bayeslora_pyro.cli.loaded import LoadedRun
 from bayeslora_pyro.cli.plans import Plan
@@ -91,7 +91,7 @@ class _Scorer:
 def run(plan: Plan) -> None:
     """Scores a fit, shows the figures, and writes them if asked to."""
     options = plan.options
-    opened = LoadedRun(plan.folder, plan.record or {})
+    opened = LoadedRun(plan)
     sets = _sets(opened, options)
     scorer = _Scorer(opened, options["num_draws"] or opened.record["num_draws"], options["seed"])
     kind = opened.record["data"]["kind"]
@@ -106,7 +106,8 @@ def run(plan: Plan) -> None:
         rows[name] = _score(prediction, first, temperature)
         first = first or (prediction if isinstance(prediction, Prediction) else None)
     if options["json"]:
-        write_json(Path(options["json"]), rows)
+        with blame("--json"):
+            write_json(Path(options["json"]), rows)
     _show(opened, scorer, rows, temperature)
     if options["json"]:
         say(f"Written to {options['json']}.")
@@ -166,8 +167,7 @@ def _show(opened: LoadedRun, scorer: _Scorer, rows: Mapping[str, Row], temperatu
             lines.append(["  scaled", "", *(figures(row["scaled"].get(column)) for column in columns)])
     show_table(["Set", "n", *(_HEADS[column] for column in columns)], lines)
     if "auroc_entropy" in columns:
-        first = next(iter(rows))
         say(
-            f"AUROC: how often an item of the set is more uncertain than one of {first}, by entropy (H) or by"
+            f"AUROC: how often an item of the set is more uncertain than one of {next(iter(rows))}, by entropy (H) or "
+            "by mutual information (MI); 0.5 is chance."
         )
-        say("mutual information (MI); 0.5 is chance.")

@@ -17,14 +17,14 @@ from bayeslora_pyro.checkpoints import read_tensors
 from bayeslora_pyro.cli.building import Language, adapt, check_method, load_language, make_recipe
 from bayeslora_pyro.cli.data import RunData, load_run_data
 from bayeslora_pyro.cli.errors import blame, one_line
-from bayeslora_pyro.cli.plans import Plan
+from bayeslora_pyro.cli.plans import PATHS, Plan, rooted
 from bayeslora_pyro.cli.runs import CHECKPOINT, FORMAT, RECORD, write_json
 from bayeslora_pyro.cli.terminal import say, show_facts, working
 from bayeslora_pyro.folders import new_folder
 from bayeslora_pyro.inference import FitResult
 from bayeslora_pyro.methods import Recipe
 from bayeslora_pyro.parameters import count_parameters
-from bayeslora_pyro.tasks import TASKS
+from bayeslora_pyro.tasks import PACKAGED_MODELS, TASKS
 
 __all__ = ["run"]
 
@@ -69,7 +69,8 @@ def _fit(plan: Plan, record: dict[str, Any], data: RunData, language: Language, 
     checkpoint = plan.folder / CHECKPOINT
     if plan.record is None:
         checkpoint.unlink(missing_ok=True)
-    write_json(plan.folder / RECORD, record)
+    with blame("--output"):
+        write_json(plan.folder / RECORD, record)
     steps: list[float] = []
     try:
         return recipe.fit(
@@ -118,8 +119,9 @@ def _save(folder: Path, record: dict[str, Any], result: FitResult) -> None:
 def _record(options: Mapping[str, Any], data: RunData, language: Language, recipe: Recipe) -> dict[str, Any]:
     """What `run.json` says."""
     kept = {name: value for name, value in options.items() if name not in _NOT_RECORDED}
-    if kept["data"] is not None:
-        kept["data"] = str(Path(kept["data"]).resolve())
+    for name in PATHS:
+        if kept[name] is not None and kept[name] not in PACKAGED_MODELS:
+            kept[name] = rooted(kept[name])
     counts = count_parameters(recipe.model, recipe.guide)
     return {
         "format": FORMAT,

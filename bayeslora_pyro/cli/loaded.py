@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from bayeslora_pyro.cli.building import Language, load_language, load_posterior
 from bayeslora_pyro.cli.data import RunData, TargetScale, load_run_data, load_shift, set_name
 from bayeslora_pyro.cli.errors import CommandError
+from bayeslora_pyro.cli.plans import Plan
 from bayeslora_pyro.cli.terminal import working
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.tasks import Examples, split
@@ -22,13 +22,13 @@ class LoadedRun:
     """What `bayeslora fit` wrote; the data, the base model and the posterior are read when they are first needed.
 
     Args:
-        folder: The folder of the run.
-        record: What its `run.json` says.
+        plan: What to do with it.
     """
 
-    def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self.record = record
+    def __init__(self, plan: Plan) -> None:
+        self.folder = plan.folder
+        self.record = plan.record or {}
+        self.device = plan.options["device"]
 
     @cached_property
     def data(self) -> RunData:
@@ -39,7 +39,7 @@ class LoadedRun:
     @cached_property
     def language(self) -> Language:
         """The base model."""
-        options, data = self.record["options"], self.record["data"]
+        options, data = {**self.record["options"], "device": self.device}, self.record["data"]
         with working(f"loading {options['model']}"):
             return load_language(options, data["kind"], len(data["classes"]), self.record["max_length"])
 

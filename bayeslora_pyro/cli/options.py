@@ -140,6 +140,7 @@ _SHIFTS = _group(
 )
 
 _DRAW_SEED = Option("seed", whole(0), "the seed of the draws", 0)
+_DEVICE = Option("device", text("DEVICE"), "where to run (default: cuda if there is one, else cpu)")
 
 COMMANDS: dict[str, Command] = {
     "fit": Command(
@@ -155,6 +156,7 @@ COMMANDS: dict[str, Command] = {
             *_SHIFTS,
             Option("num_draws", whole(1), "the number of draws (default: the method's, 16 or 1)"),
             _DRAW_SEED,
+            _DEVICE,
             Option("temperature", once, "also fit one temperature on the tuning set", False),
             Option("json", text("FILE"), "a file for the figures"),
         ),
@@ -167,6 +169,7 @@ COMMANDS: dict[str, Command] = {
             *_SHIFTS,
             Option("num_draws", whole(1), "the number of draws", 32),
             _DRAW_SEED,
+            _DEVICE,
             Option("khat", switch, "score the training set too (default: if it has at most 2000 items)"),
             Option("output", text("FILE"), "the page (default: report.html in the folder of the run)"),
         ),
@@ -178,6 +181,7 @@ COMMANDS: dict[str, Command] = {
         (
             Option("num", whole(1), "the number of draws", 16),
             _DRAW_SEED,
+            _DEVICE,
             Option("output", text("DIR"), "the folder to write (default: draws in the folder of the run)"),
         ),
         True,

@@ -14,11 +14,32 @@ from bayeslora_pyro.cli.parsing import Call, with_values
 from bayeslora_pyro.cli.runs import CHECKPOINT, RECORD, read_record
 from bayeslora_pyro.config import FitConfig
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["PATHS", "SUFFIXES", "Plan", "make_plan", "rooted", "short_name"]
 
 _COLUMNS = ("text_column", "label_column", "target_column")
 _FREE = {"resume", "overwrite", "output", "device", "num_steps", "checkpoint_every"}
 """Options of fit that may be others when a run is resumed."""
+
+
+PATHS = ("data", "data_dir", "model")
+"""Options that are, or may be, paths."""
+
+
+SUFFIXES = (".jsonl", ".csv", ".gz")
+"""How the names of files of data end."""
+
+
+def short_name(path: str) -> str:
+    """The name of a file of data, without folder and suffixes."""
+    name = Path(path).name
+    while name.lower().endswith(SUFFIXES):
+        name = name.rpartition(".")[0]
+    return name or Path(path).name
+
+
+def rooted(path: str) -> str:
+    """A path that means the same from any folder; what is no path stays as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 @dataclass(frozen=True)
@@ -88,9 +109,7 @@ def _plan_resumed(folder: Path, given: Mapping[str, Any]) -> Plan:
     record = read_record(folder)
     known = record["options"]
     for name, value in given.items():
-        if name == "data":
-            value = str(Path(value).resolve())
-        if name not in _FREE and known.get(name) != value:
+        if name not in _FREE and known.get(name) not in (value, rooted(value) if name in PATHS else value):
             raise CommandError(
                 f"--{name.replace('_', '-')} {value}: the run in {folder} has {known.get(name)}: leave it out, or "
                 "start a new run in another --output"
@@ -103,7 +122,7 @@ def _plan_resumed(folder: Path, given: Mapping[str, Any]) -> Plan:
 
 def default_folder(options: Mapping[str, Any]) -> Path:
     """Where a run goes unless told otherwise: named for its data and its method."""
-    data = options["task"] or Path(options["data"]).name.partition(".")[0]
+    data = options["task"] or short_name(options["data"])
     return Path("runs") / f"{data.replace('/', '-')}-{options['method']}"
 
 

@@ -21,7 +21,7 @@ _MOST_TRAINING_ITEMS = 2000
 
 def run(plan: Plan) -> None:
     """Writes the page."""
-    options, opened = plan.options, LoadedRun(plan.folder, plan.record or {})
+    options, opened = plan.options, LoadedRun(plan)
     record = opened.record
     name, fitted = record["data"]["name"], record["options"]
     if not opened.posterior.site_dims:
