@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, default_collate
 
 from bayeslora_pyro.checkpoints import read_tensors, write_tensors
+from bayeslora_pyro.config import FitConfig
 from bayeslora_pyro.guides import FlowGuide, Guide, MeanFieldGuide
 from bayeslora_pyro.inference import FitResult, fit
 from bayeslora_pyro.loading import endless_batches
@@ -142,7 +143,10 @@ def test_epochs_are_shuffled_anew_and_the_loader_is_given_back() -> None:
 
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
-    "learning-rate": ({"learning_rate": 1e-3}, r"learning_rate=0.005, and this run has learning_rate=0.001"),
+    "learning-rate": (
+        {"learning_rate": 0.25},
+        f"learning_rate={FitConfig().learning_rate}, and this run has learning_rate=0.25",
+    ),
     "seed": ({"seed": 3}, "seed=0, and this run has seed=3"),
     "accumulate": ({"accumulate": 4}, "accumulate=1, and this run has accumulate=4"),
 }
