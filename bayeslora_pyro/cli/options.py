@@ -154,7 +154,7 @@ COMMANDS: dict[str, Command] = {
         (
             Option("data", text("FILE"), "a file to score instead of the test set", group="data"),
             *_SHIFTS,
-            Option("num_draws", whole(1), "the number of draws (default: the method's, 16 or 1)"),
+            Option("num_draws", whole(1), "the number of draws (default: the method's own)"),
             _DRAW_SEED,
             _DEVICE,
             Option("temperature", once, "also fit one temperature on the tuning set", False),
