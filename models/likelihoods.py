@@ -150,6 +150,10 @@ class Choice(Likelihood):
 
     def _options(self, logits: Tensor, batch: Batch) -> Tensor:
         """The log-likelihoods of the options, `-inf` where an item has fewer. Shape `(..., items, options)`."""
+        if not bool(batch["option_mask"].any(-1).all()):  # it would score log 1, and win
+            raise ValueError(
+                "option_mask has an option without a token: it was empty, or cut off. Raise max_length."
+            )
         kept = logits.shape[-2]
         mask = batch["option_mask"][:, -kept:][:, 1:].to(torch.float32)
         targets = batch["input_ids"][:, -kept:][:, 1:]

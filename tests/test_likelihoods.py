@@ -260,3 +260,16 @@ def test_learned_noise_is_a_parameter_of_each_model():
     scales = [own.scale.item() for own in (first.likelihood, second.likelihood, likelihood)]
     assert scales == pytest.approx([2, 0.5, 0.5])
     assert "likelihood.scale_unconstrained" in dict(first.named_parameters())
+
+
+@pytest.mark.parametrize("length_normalised", [False, True])
+def test_option_without_a_token_is_refused(length_normalised):
+    batch = {
+        "input_ids": torch.zeros(2, 4, dtype=torch.long),
+        "attention_mask": torch.ones(2, 4, dtype=torch.long),
+        "option_mask": torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0]]),
+        "item": torch.tensor([0, 0]),
+    }
+    outputs = SimpleNamespace(logits=torch.zeros(2, 4, 5))
+    with pytest.raises(ValueError, match="option_mask has an option without a token"):
+        Choice(length_normalised=length_normalised).distribution(outputs, batch)
