@@ -153,8 +153,10 @@ class _Run:
         rows = []
         for batch, size in zip(batches, sizes, strict=True):
             share = size / sum(sizes) / config.num_particles
+            on_device = _to(batch, self.model.adapter.device)
+            num_draws = self.model.likelihood.most_draws(on_device, config.draws_per_batch)
             for _ in range(config.num_particles):
-                parts = self.elbo.parts(self.model, self.guide, _to(batch, self.model.adapter.device))
+                parts = self.elbo.parts(self.model, self.guide, on_device, num_draws)
                 loss = parts.loss(kl_weight) * (share / self.model.num_data)
                 _check_finite(loss, parts, step)
                 loss.backward()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from bayeslora_pyro.abstract import AbstractPyroModule
+from bayeslora_pyro.plates import draws_plate
 from bayeslora_pyro.types import WEIGHT_DIMS, Batch, FactorStack, Weights, named_dims
 
 __all__ = ["Guide", "GuidedModel", "GuidedPrior"]
@@ -138,18 +139,23 @@ class Guide(AbstractPyroModule):
         return cast(Tensor, self._own(stack).raw_noise_scale).sigmoid()
 
     @final  # type: ignore[misc]
-    def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
+    def forward(self, batch: Batch | None = None, num_draws: int = 1) -> dict[str, Tensor]:
         """Samples the latent sites of all stacks, and the weights where they are a site of their own.
 
+        Args:
+            batch: What the model takes; of no account here.
+            num_draws: The number of draws S that share the batch.
+
         Returns:
-            The weights by stack name, `(..., L, d_o, d_i)`.
+            The weights by stack name, `(L, d_o, d_i)`, or `(S, L, d_o, d_i)` for several draws.
         """
         weights = {}
-        for stack in self.stacks:
-            prior = self.model.prior_of(stack)
-            if prior.latent is not None:
-                with pyro.plate(stack.name, len(stack), dim=-1):
-                    weights[stack.name] = self._sample_stack(stack, prior)
+        with draws_plate(num_draws):
+            for stack in self.stacks:
+                prior = self.model.prior_of(stack)
+                if prior.latent is not None:
+                    with pyro.plate(stack.name, len(stack), dim=-1):
+                        weights[stack.name] = self._sample_stack(stack, prior)
         return weights
 
     def _sample_stack(self, stack: FactorStack, prior: GuidedPrior) -> Tensor:

@@ -16,6 +16,7 @@ from bayeslora_pyro.models.base import Prior
 from bayeslora_pyro.models.gaussian import GaussianPrior, PointPrior
 from bayeslora_pyro.models.inducing import InducingPrior
 from bayeslora_pyro.models.likelihoods import Choice, Classification, Likelihood, NextToken, Regression
+from bayeslora_pyro.plates import draws_plate
 from bayeslora_pyro.types import Batch, FactorStack, Role, Weights
 
 __all__ = ["LIKELIHOODS", "PRIORS", "BayesianLora"]
@@ -102,23 +103,36 @@ class BayesianLora(PyroModule):
         """The factors that the PEFT model has. Shapes `(L, d_o, d_i)`."""
         return self.adapter.lora_weights()
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Samples all factors, runs the language model, and samples or observes `y`."""
-        y: Tensor = self.likelihood(self.run_with(self.sample_weights(), batch), batch, self.num_data)
+    def forward(self, batch: Batch, num_draws: int = 1) -> Tensor:
+        """Samples all factors, runs the language model, and samples or observes `y`.
+
+        Args:
+            batch: What a collator yields.
+            num_draws: The number of draws that share the batch: each serves an equal part of its items.
+        """
+        outputs = self.run_with(self.sample_weights(num_draws), batch, shared=num_draws > 1)
+        y: Tensor = self.likelihood(outputs, batch, self.num_data)
         return y
 
-    def sample_weights(self) -> dict[str, Tensor]:
-        """Samples all factors, by stack name. Shapes `(..., L, d_o, d_i)`."""
+    def sample_weights(self, num_draws: int = 1) -> dict[str, Tensor]:
+        """Samples all factors, by stack name. Shapes `(L, d_o, d_i)`, or `(S, L, d_o, d_i)` for S draws."""
         weights = {}
-        for stack in self.stacks:
-            with pyro.plate(stack.name, len(stack), dim=-1):
-                weights[stack.name] = self.prior_of(stack).sample_weights(stack)
+        with draws_plate(num_draws):
+            for stack in self.stacks:
+                with pyro.plate(stack.name, len(stack), dim=-1):
+                    weights[stack.name] = self.prior_of(stack).sample_weights(stack)
         return weights
 
-    def run_with(self, weights: Weights, batch: Batch) -> Any:
-        """Runs the language model with given factors and the head of this model."""
-        head = self.head_values()
-        return self.adapter.run_with(weights, batch, head, **self.likelihood.model_arguments(batch))
+    def run_with(self, weights: Weights, batch: Batch, *, shared: bool = False) -> Any:
+        """Runs the language model with given factors and the head of this model.
+
+        Args:
+            weights: The factors by stack name.
+            batch: What a collator yields.
+            shared: Whether S draws share the items of the batch, instead of each seeing all of them.
+        """
+        head, options = self.head_values(), self.likelihood.model_arguments(batch)
+        return self.adapter.run_with(weights, batch, head, shared=shared, **options)
 
     def head_values(self) -> dict[str, Tensor]:
         """The parameters outside LoRA, by their names in the PEFT model."""
