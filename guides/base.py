@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, cast, final
+from typing import Any, ClassVar, Protocol, Self, cast, final
 
 import pyro
 import pyro.distributions as dist
@@ -112,6 +112,11 @@ class Guide(AbstractPyroModule):
     @abstractmethod
     def _set_location(self, stack: FactorStack, latent: Tensor) -> None:
         """Moves the centre of the base distribution."""
+
+    @final
+    def fresh(self, model: GuidedModel, seed: int) -> Self:
+        """Makes the guide anew, for another model and from another seed."""
+        return type(self)(model, **(self.config() | {"seed": seed}))
 
     @property
     def model(self) -> GuidedModel:
