@@ -91,8 +91,8 @@ def fit(
         The posterior and the history.
 
     Raises:
-        FloatingPointError: If the loss, or its gradient, stops being finite, or a matrix of a site cannot be factorized,
-            with the step and the site. Model, guide and checkpoint are then as they were before that step.
+        FloatingPointError: If the loss, or its gradient, stops being finite, or a matrix of a site cannot be
+            factorized, with the step and the site. Model, guide and checkpoint are then as they were before that step.
         ValueError: If the loader is empty, or the checkpoint is damaged or of another run.
     """
     settings = (config or FitConfig()).replace(**options)
