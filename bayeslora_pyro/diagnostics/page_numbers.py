@@ -107,7 +107,9 @@ def sets_table(sets: Mapping[str, ScoredNumbers]) -> Html:
     )
     if len(sets) > 1:
         head.append("AUROC")
-        caption += " AUROC: how often draws disagree more on an item of the set than on one of the first; 0.5 is chance."
+        caption += (
+            " AUROC: how often draws disagree more on an item of the set than of the first; 0.5 is chance."
+        )
     return section("In figures", table(caption, head, rows))
 
 
