@@ -15,7 +15,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from bayeslora_pyro import Posterior
 from bayeslora_pyro.cli import main
+from bayeslora_pyro.tasks import load_base_model
 
 GOOD = ("lovely", "great", "superb")
 BAD = ("awful", "dull", "poor")
@@ -25,10 +27,22 @@ WORDS = (*GOOD, *BAD, *THINGS, "the", "is", "day", "Question", "Answer", ":", *m
 FAST = ["--num-steps", "4", "--batch-size", "8", "--r", "2", "--prior.rows", "3", "--prior.cols", "3"]
 """Flags of a fit that takes no time."""
 
+MOODS = ["--text-column", "review", "--label-column", "mood"]
+"""The columns of a classification of reviews."""
+
+STARS = ["--text-column", "review", "--target-column", "stars"]
+"""The columns of a regression on reviews."""
+
 
 def bayeslora(*arguments: object) -> int:
     """Runs the command in this process."""
     return main([str(argument) for argument in arguments])
+
+
+def load_run(folder: Path, base: Path) -> Posterior:
+    """Loads the posterior of a run over a tiny BERT with two classes, without the command."""
+    base_model, _ = load_base_model(str(base), task_type="classification", num_labels=2)
+    return Posterior.load(folder, base_model)
 
 
 def save_bert(folder: Path) -> Path:
@@ -142,9 +156,8 @@ def fitted(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fitted")
     write(folder / "reviews.csv", reviews(60))
     write(folder / "others.jsonl", reviews(12, seed=1))
-    columns = ["--text-column", "review", "--label-column", "mood"]
     done = bayeslora(
-        "fit", "--model", bert, "--data", folder / "reviews.csv", *columns, *FAST, "--output", folder / "run"
+        "fit", "--model", bert, "--data", folder / "reviews.csv", *MOODS, *FAST, "--output", folder / "run"
     )
     assert done == 0
     return folder

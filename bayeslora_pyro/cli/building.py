@@ -13,6 +13,7 @@ from torch import nn
 
 from bayeslora_pyro.adapters import add_lora
 from bayeslora_pyro.cli.errors import CommandError, blame, one_line
+from bayeslora_pyro.cli.units import TargetPosterior
 from bayeslora_pyro.config import FitConfig
 from bayeslora_pyro.methods import METHODS, Recipe
 from bayeslora_pyro.models import BayesianLora
@@ -193,10 +194,11 @@ def _named(prior: dict[str, Any], guide: dict[str, Any], flags: Mapping[str, str
     return ", ".join(f"{flag} {value}" for flag, value in given.items())
 
 
-def load_posterior(folder: Path, language: Language) -> Posterior:
-    """Loads the posterior of a run over its base model."""
+def load_posterior(folder: Path, language: Language, kind: str) -> Posterior:
+    """Loads the posterior of a run over its base model; of a regression, one in the units of the targets."""
+    family = TargetPosterior if kind == "regression" else Posterior
     with blame("DIR"):
-        posterior = Posterior.load(folder, language.base_model)
+        posterior = family.load(folder, language.base_model)
     device = language.base_model.device
     posterior.model.to(device)
     posterior.guide.to(device)

@@ -20,10 +20,10 @@ from bayeslora_pyro.cli.errors import blame, one_line
 from bayeslora_pyro.cli.plans import PATHS, Plan, rooted
 from bayeslora_pyro.cli.runs import CHECKPOINT, FORMAT, RECORD, write_json
 from bayeslora_pyro.cli.terminal import say, show_facts, working
-from bayeslora_pyro.folders import new_folder
 from bayeslora_pyro.inference import FitResult
 from bayeslora_pyro.methods import Recipe
 from bayeslora_pyro.parameters import count_parameters
+from bayeslora_pyro.replacing import new_folder
 from bayeslora_pyro.tasks import PACKAGED_MODELS, TASKS
 
 __all__ = ["run"]
