@@ -23,6 +23,7 @@ GOOD = ("lovely", "great", "superb")
 BAD = ("awful", "dull", "poor")
 THINGS = ("film", "plot", "cast", "music")
 WORDS = (*GOOD, *BAD, *THINGS, "the", "is", "day", "Question", "Answer", ":", *map(str, range(200)))
+LETTERS = (*WORDS, *"ABC")  # what a decoder answers lettered choices with
 
 FAST = ["--num-steps", "4", "--batch-size", "8", "--r", "2", "--prior.rows", "3", "--prior.cols", "3"]
 """Flags of a fit that takes no time."""
@@ -58,14 +59,14 @@ def save_bert(folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         BertModel(config).save_pretrained(folder)
-    _save_tokenizer(folder, "[CLS] $A [SEP]", max_length=24)
+    _save_tokenizer(folder, "[CLS] $A [SEP]", WORDS, max_length=24)
     return folder
 
 
 def save_llama(folder: Path) -> Path:
     """Saves a tiny Llama and its tokenizer."""
     config = LlamaConfig(
-        vocab_size=len(WORDS) + 4,
+        vocab_size=len(LETTERS) + 4,
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -76,13 +77,13 @@ def save_llama(folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
-    _save_tokenizer(folder, "[CLS] $A", max_length=48)
+    _save_tokenizer(folder, "[CLS] $A", LETTERS, max_length=48)
     return folder
 
 
-def _save_tokenizer(folder: Path, template: str, max_length: int) -> None:
+def _save_tokenizer(folder: Path, template: str, words: tuple[str, ...], max_length: int) -> None:
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-    vocabulary = {word: index for index, word in enumerate((*special, *WORDS))}
+    vocabulary = {word: index for index, word in enumerate((*special, *words))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(
