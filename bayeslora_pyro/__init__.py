@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bayeslora_pyro.config import FitConfig as FitConfig
+    from bayeslora_pyro.diagnostics import compare as compare
     from bayeslora_pyro.diagnostics import to_arviz as to_arviz
     from bayeslora_pyro.diagnostics.report import report as report
     from bayeslora_pyro.distributions import InducedNormal as InducedNormal
@@ -54,6 +55,7 @@ __all__ = [
     "Posterior",
     "Regression",
     "StackedTransform",
+    "compare",
     "fit",
     "report",
     "to_arviz",
