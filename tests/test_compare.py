@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from bayeslora_pyro import METHODS, Posterior, compare, metrics
 from bayeslora_pyro.diagnostics import khat, to_arviz
-from bayeslora_pyro.diagnostics.arrays import compare_loo, from_arrays, leave_one_out
+from bayeslora_pyro.diagnostics.arrays import compare_loo, leave_one_out
 from bayeslora_pyro.diagnostics.information import waic
 
 from .fakes import FakeNumbers, FakePosterior, FakeTexts, items, number_items

@@ -69,9 +69,9 @@ def alarms(
 
     ``posterior collapsed`` (most factors are within a nat of their prior), ``adapter a no-op`` (most mean updates
     are less than a thousandth of the weights they are added to), ``noise scale at its bound`` (of most factors),
-    ``KL swamps the likelihood`` (a weighted part is ten times the expected log-likelihood and above a nat), ``k-hat above 0.7``
-    (given the training data), ``ELBO still rising`` (over the last quarter of the steps). What the posterior or the
-    container does not hold raises no alarm.
+    ``KL swamps the likelihood`` (a weighted part is ten times the expected log-likelihood and above a nat),
+    ``k-hat above 0.7`` (given the training data), ``ELBO still rising`` (over the last quarter of the steps). What the
+    posterior or the container does not hold raises no alarm.
 
     Args:
         posterior: The posterior, several chains of it, or what :func:`~bayeslora_pyro.to_arviz` returned.

@@ -32,14 +32,15 @@ def to_arviz(
 ) -> Container:
     r"""Collect draws, predictions and the history of a fit into an ArviZ container.
 
-    The groups are ``posterior``, ``prior``, ``sample_stats``, ``constant_data`` (the history of the fit by `step`,
-    and what it left behind by `factor` and `adapter`), and with batches ``posterior_predictive``, ``log_likelihood`` and ``observed_data``; of texts, which
-    are scored and not predicted, ``log_likelihood`` alone. ``posterior_predictive`` holds a sampled ``y`` and the
-    parameters of its distribution: ``log_probs`` of classes, ``loc`` and ``scale`` of numbers. Next to the
-    latent sites stand ``update_norm``, the Frobenius norm :math:`\|BA\|` of each adapter's update, and
-    ``update_rank``, its effective rank. A posterior without latent sites, such as that of plain LoRA, has neither
-    ``posterior`` nor ``prior``. The dimension ``adapter`` holds all adapted modules; a stack of only some of them has its own,
-    ``adapter@<stack>``, and so has any other dimension on whose size the sites differ.
+    The groups are ``posterior``, ``prior``, ``sample_stats``, ``constant_data`` (the history of the fit by
+    `step`, and what it left behind by `factor` and `adapter`), and with batches ``posterior_predictive``,
+    ``log_likelihood`` and ``observed_data``; of texts, which are scored and not predicted, ``log_likelihood``
+    alone. ``posterior_predictive`` holds a sampled ``y`` and the parameters of its distribution: ``log_probs``
+    of classes, ``loc`` and ``scale`` of numbers. Next to the latent sites stand ``update_norm``, the Frobenius
+    norm :math:`\|BA\|` of each adapter's update, and ``update_rank``, its effective rank. A posterior without
+    latent sites, such as that of plain LoRA, has neither ``posterior`` nor ``prior``. The dimension ``adapter``
+    holds all adapted modules; a stack of only some of them has its own, ``adapter@<stack>``, and so has any
+    other dimension on whose size the sites differ.
 
     A chain is one independent fit: draws of one guide are independent by construction, so R-hat and effective
     sample sizes say nothing until several posteriors are passed.
@@ -117,7 +118,7 @@ def as_container(
     batches: Iterable[Batch] | None = None,
     **options: Any,
 ) -> Container:
-    """Return a container as it is, and of a posterior the container that :func:`to_arviz` makes, without its weights."""
+    """Return a container as it is, and of a posterior the one that :func:`to_arviz` makes, without its weights."""
     return posterior if is_container(posterior) else to_arviz(posterior, batches, sites=(), **options)
 
 

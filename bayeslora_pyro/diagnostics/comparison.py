@@ -48,7 +48,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
 }
 """The columns in their order: key, heading, and how a figure is written."""
 
-NOTE = "ELBO (untempered) and its parts in nats an item, means over the end of the fit; LOO and WAIC in nats of all items."
+NOTE = "ELBO (untempered) and its parts in nats an item, over the end of the fit; LOO and WAIC in nats of all items."
 
 CAUTION = (
     "LOO and WAIC take the items for the data of the fit. Of items that it has not seen read the NLL instead, or pass "
