@@ -10,13 +10,22 @@ from torch import Tensor, nn
 
 from bayeslora_pyro.guides.base import Guide, GuidedModel
 from bayeslora_pyro.guides.delta import DeltaGuide
+from bayeslora_pyro.guides.full_rank import FullRankGuide
+from bayeslora_pyro.guides.low_rank import LowRankGuide
+from bayeslora_pyro.guides.matrix_normal import MatrixNormalGuide
 from bayeslora_pyro.guides.mean_field import MeanFieldGuide
 from bayeslora_pyro.transforms import TRANSFORMS, StackedTransform, iterated
 from bayeslora_pyro.types import FactorStack, TransformFactory
 
 __all__ = ["BASES", "FlowGuide"]
 
-BASES: dict[str, type[Guide]] = {"mean_field": MeanFieldGuide, "delta": DeltaGuide}
+BASES: dict[str, type[Guide]] = {
+    "mean_field": MeanFieldGuide,
+    "matrix_normal": MatrixNormalGuide,
+    "low_rank": LowRankGuide,
+    "full_rank": FullRankGuide,
+    "delta": DeltaGuide,
+}
 """The families that a flow may start from."""
 
 

@@ -224,7 +224,7 @@ class TestErrors:
         [
             ({"scale": 0.0}, "scale should be positive, and is 0"),
             ({"transform": "glow"}, "transform='glow' is not known. Choose one of affine_autoregressive"),
-            ({"base": "full_rank"}, "base='full_rank' is not known. Choose one of mean_field, delta"),
+            ({"base": "glow"}, "base='glow' is not known. Choose one of mean_field, matrix_normal"),
             ({"depth": 0}, "depth must be at least 1"),
         ],
     )
