@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     from bayeslora_pyro.guides import GUIDES as GUIDES
     from bayeslora_pyro.guides import DeltaGuide as DeltaGuide
     from bayeslora_pyro.guides import FlowGuide as FlowGuide
+    from bayeslora_pyro.guides import FullRankGuide as FullRankGuide
+    from bayeslora_pyro.guides import LowRankGuide as LowRankGuide
+    from bayeslora_pyro.guides import MatrixNormalGuide as MatrixNormalGuide
     from bayeslora_pyro.guides import MeanFieldGuide as MeanFieldGuide
+    from bayeslora_pyro.guides import MixtureGuide as MixtureGuide
     from bayeslora_pyro.inference import FitResult as FitResult
     from bayeslora_pyro.inference import fit as fit
     from bayeslora_pyro.methods import METHODS as METHODS
@@ -43,10 +47,14 @@ __all__ = [
     "FitConfig",
     "FitResult",
     "FlowGuide",
+    "FullRankGuide",
     "GaussianPrior",
     "InducedNormal",
     "InducingPrior",
+    "LowRankGuide",
+    "MatrixNormalGuide",
     "MeanFieldGuide",
+    "MixtureGuide",
     "NextToken",
     "PointPrior",
     "Posterior",

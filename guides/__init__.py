@@ -7,6 +7,7 @@ from bayeslora_pyro.guides.full_rank import FullRankGuide as FullRankGuide
 from bayeslora_pyro.guides.low_rank import LowRankGuide as LowRankGuide
 from bayeslora_pyro.guides.matrix_normal import MatrixNormalGuide as MatrixNormalGuide
 from bayeslora_pyro.guides.mean_field import MeanFieldGuide as MeanFieldGuide
+from bayeslora_pyro.guides.mixture import MixtureGuide as MixtureGuide
 
 __all__ = [
     "GUIDES",
@@ -17,6 +18,7 @@ __all__ = [
     "LowRankGuide",
     "MatrixNormalGuide",
     "MeanFieldGuide",
+    "MixtureGuide",
 ]
 
 GUIDES: dict[str, type[Guide]] = {
@@ -25,6 +27,7 @@ GUIDES: dict[str, type[Guide]] = {
     "matrix_normal": MatrixNormalGuide,
     "low_rank": LowRankGuide,
     "full_rank": FullRankGuide,
+    "mixture": MixtureGuide,
     "flow": FlowGuide,
 }
 """The guides by name."""

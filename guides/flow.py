@@ -14,6 +14,7 @@ from bayeslora_pyro.guides.full_rank import FullRankGuide
 from bayeslora_pyro.guides.low_rank import LowRankGuide
 from bayeslora_pyro.guides.matrix_normal import MatrixNormalGuide
 from bayeslora_pyro.guides.mean_field import MeanFieldGuide
+from bayeslora_pyro.guides.mixture import MixtureGuide
 from bayeslora_pyro.transforms import TRANSFORMS, StackedTransform, iterated
 from bayeslora_pyro.types import FactorStack, TransformFactory
 
@@ -24,6 +25,7 @@ BASES: dict[str, type[Guide]] = {
     "matrix_normal": MatrixNormalGuide,
     "low_rank": LowRankGuide,
     "full_rank": FullRankGuide,
+    "mixture": MixtureGuide,
     "delta": DeltaGuide,
 }
 """The families that a flow may start from."""

@@ -7,8 +7,16 @@ from peft import LoraConfig, get_peft_model
 from torch.distributions import MultivariateNormal
 
 from bayeslora_pyro.elbo import ElboParts, PartsELBO
-from bayeslora_pyro.guides import FullRankGuide, LowRankGuide, MatrixNormalGuide, MeanFieldGuide
+from bayeslora_pyro.guides import (
+    FlowGuide,
+    FullRankGuide,
+    LowRankGuide,
+    MatrixNormalGuide,
+    MeanFieldGuide,
+    MixtureGuide,
+)
 from bayeslora_pyro.guides.cholesky import CholeskyFactor
+from bayeslora_pyro.guides.flow import BASES
 from bayeslora_pyro.models import BayesianLora, GaussianPrior, Regression
 
 from .dense import close, rand
@@ -47,7 +55,7 @@ def covariance(own):
 def moved(guide):
     with torch.no_grad():
         for index, parameter in enumerate(guide.parameters()):
-            parameter.add_(0.3 * rand(*parameter.shape, seed=index))
+            parameter.add_(0.3 * rand(*parameter.shape, seed=index).to(parameter))
     return guide
 
 
@@ -79,6 +87,60 @@ class TestFamilies:
     def test_scale(self, name):
         with pytest.raises(ValueError, match="scale should be positive, and is -1"):
             FAMILIES[name](BayesianLora(tiny_bert()), scale=-1.0)
+
+
+class TestMixture:
+    def test_starts_at_the_start_with_components_that_differ(self):
+        model = BayesianLora(tiny_bert(), "gaussian")
+        guide = MixtureGuide(model, components=3, spread=2.0)
+        for stack in model.stacks:
+            mixture = guide.get_base_dist(stack)
+            close(mixture.mean, model.lora_weights()[stack.name], 1e-6)
+            offsets = mixture.loc - mixture.mean.unsqueeze(1)
+            assert 0.05 < offsets.std() < 0.15
+            assert mixture.logits.shape == (len(stack), 3)
+
+    def test_a_trained_lora_is_its_mean_and_its_components_stay_apart(self):
+        model = BayesianLora(tiny_bert(dtype=torch.float64), "gaussian").double()
+        guide = moved(MixtureGuide(model))
+        before = {stack.name: guide.get_base_dist(stack).variance for stack in model.stacks}
+        weights = {name: weight + 1 for name, weight in model.lora_weights().items()}
+        guide.from_lora(weights)
+        for stack in model.stacks:
+            close(guide.get_base_dist(stack).mean, weights[stack.name])
+            close(guide.get_base_dist(stack).variance, before[stack.name])
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"components": 1}, "components should be at least 2, and is 1"),
+            ({"spread": 0.0}, "spread should be positive, and is 0"),
+        ],
+    )
+    def test_arguments(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            MixtureGuide(BayesianLora(tiny_bert()), **arguments)
+
+
+@pytest.mark.parametrize("prior", ["inducing", "gaussian"])
+@pytest.mark.parametrize("base", BASES)
+class TestFlowOnTop:
+    def test_every_parameter_moves(self, base, prior):
+        model = BayesianLora(tiny_bert(), prior)
+        guide = moved(FlowGuide(model, base=base, transform="affine_coupling"))
+        PartsELBO().parts(model.sample_weights, guide).loss().backward()
+        assert all(parameter.grad.any() for parameter in guide.parameters())
+
+    def test_density_is_that_of_the_base_less_the_log_det(self, base, prior):
+        model = BayesianLora(tiny_bert(dtype=torch.float64), prior)
+        guide = moved(
+            FlowGuide(model, base=base, scale=0.5) if base != "delta" else FlowGuide(model, base=base)
+        )
+        for stack in model.stacks:
+            start, flow = guide.get_base_dist(stack).sample(), guide.get_transform(stack)
+            log_det = flow.log_abs_det_jacobian(start, flow(start)).sum(-1)
+            wanted = guide.get_base_dist(stack).log_prob(start) - (0 if base == "delta" else log_det)
+            close(guide.get_posterior(stack).log_prob(flow(start)), wanted, 1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
