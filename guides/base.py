@@ -113,7 +113,10 @@ class Guide(AbstractPyroModule):
                 self._setup_stack(stack, own, start, generator)
 
     def _site_posteriors(
-        self, priors: Mapping[str, TorchDistribution], batch_shape: tuple[int, ...], generator: torch.Generator
+        self,
+        priors: Mapping[str, TorchDistribution],
+        batch_shape: tuple[int, ...],
+        generator: torch.Generator,
     ) -> nn.ModuleDict:
         posteriors: Any = PyroModule[nn.ModuleDict]()
         for name, prior in priors.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import pyro.distributions as dist
 import torch
@@ -34,7 +34,8 @@ class SitePosterior(AbstractPyroModule):
     ) -> None:
         super().__init__()
         self.event_dim = prior.event_dim
-        self.positive = not bool(prior.support.check(-torch.ones(prior.event_shape)).all())
+        support: Any = prior.support
+        self.positive = not bool(support.check(-torch.ones(prior.event_shape)).all())
         start = _centre(prior).log() if self.positive else _draw(prior, generator)
         self.loc = nn.Parameter(start.expand(*batch_shape, *prior.event_shape).clone())
 
@@ -64,7 +65,7 @@ class MeanFieldSite(SitePosterior):
 
     def forward(self) -> TorchDistribution:
         """Independent entries."""
-        family = dist.LogNormal if self.positive else dist.Normal
+        family: Any = dist.LogNormal if self.positive else dist.Normal
         return family(self.loc, self.log_scale.exp()).to_event(self.event_dim)
 
 

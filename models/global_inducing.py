@@ -48,8 +48,8 @@ class GlobalInducingPrior(LatentPrior):
     References:
         | Kernels for Vector-Valued Functions: a Review (Álvarez, Rosasco and Lawrence, 2012), Section 4.2
         | https://arxiv.org/abs/1106.6251
-        | Global inducing point variational posteriors for Bayesian neural networks and deep Gaussian processes (Ober and
-          Aitchison, 2021)
+        | Global inducing point variational posteriors for Bayesian neural networks and deep Gaussian processes (Ober
+          and Aitchison, 2021)
         | https://arxiv.org/abs/2005.08140
     """
 

@@ -28,9 +28,7 @@ def make_model(prior="inducing", likelihood="classification", *, dtype=torch.flo
         peft_model = tiny_bert(dtype=dtype)
     else:
         peft_model = tiny_llama(num_labels=1 if likelihood == "regression" else None, **options)
-    return BayesianLora(
-        peft_model, (ALL_PRIORS | VARIANTS)[prior](), likelihood, num_data=20, seed=seed
-    )
+    return BayesianLora(peft_model, (ALL_PRIORS | VARIANTS)[prior](), likelihood, num_data=20, seed=seed)
 
 
 def make(prior="inducing", guide="mean_field", likelihood="classification", *, seed=0, **options):

@@ -98,7 +98,8 @@ class TestEveryPrior:
 
     def test_unknown_name(self):
         with pytest.raises(
-            ValueError, match=r"prior='spike' is not known\. Choose one of inducing, global_inducing, gaussian"
+            ValueError,
+            match=r"prior='spike' is not known\. Choose one of inducing, global_inducing, gaussian",
         ):
             model_with("spike")
 

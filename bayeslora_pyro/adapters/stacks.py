@@ -144,5 +144,7 @@ def stack_factors(
     return tuple(
         FactorStack(f"{role}_{shape[0]}x{shape[1]}{suffix}", role, shape, tuple(names))
         for (role, shape), parts in groups.items()
-        for suffix, names in zip(("", *(f"_{i}" for i in range(2, len(parts) + 1))), parts.values(), strict=True)
+        for suffix, names in zip(
+            ("", *(f"_{i}" for i in range(2, len(parts) + 1))), parts.values(), strict=True
+        )
     )
