@@ -60,7 +60,7 @@ class TestPlacement:
             chosen(["A", "*.value"], "B")
 
     def test_two_keys_alike(self):
-        with pytest.raises(ValueError, match="equally well, .* write out more of the name"):
+        with pytest.raises(ValueError, match=r"equally well, .* write out more of the name"):
             chosen(["*.query", "bert.*y"])
 
     def test_key_for_nothing(self):

@@ -192,16 +192,15 @@ class TestFromLora:
         plain = model.adapter.peft_model(**{key: value for key, value in batch.items() if key != "labels"})
         close(model.run_with(drawn, batch).logits, plain.logits)
 
-    @pytest.mark.parametrize("prior", ["gaussian", "point"])
-    def test_other_priors(self, prior):
-        model = model_with(prior)
+    @pytest.mark.parametrize("prior", ALL)
+    def test_every_prior(self, prior):
+        model = model_with(ALL[prior]())
         guide = noiseless(MeanFieldGuide(model))
-        weights = {name: value + 1 for name, value in model.lora_weights().items()}
+        weights = {name: value + 0.1 * value**2 for name, value in model.lora_weights().items()}
         guide.from_lora(weights)
-        for name, value in (
-            (model.sample_weights() | guide()).items() if prior == "point" else guide().items()
-        ):
-            close(value, weights[name])
+        drawn = model.sample_weights() | guide()
+        for name, value in weights.items():
+            close(drawn[name], value)
 
     @pytest.mark.parametrize("size", [(2, 2), (4, 9)])
     @pytest.mark.parametrize("kind", ["noise_scale", "scale"])

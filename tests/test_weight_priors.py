@@ -46,7 +46,9 @@ def model_with(prior, seed=0):
 
 
 def close(actual, expected, tolerance=1e-10):
-    torch.testing.assert_close(actual, torch.as_tensor(expected).double(), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        actual, torch.as_tensor(expected, dtype=torch.float64), rtol=tolerance, atol=tolerance
+    )
 
 
 def draw(model, stack):
@@ -205,7 +207,7 @@ class TestArd:
 
     def test_drawn_precisions_have_no_one_value(self):
         model = model_with(ArdPrior(concentration=2.5))
-        with pytest.raises(ValueError, match="draw them with Posterior.sample, as 'A_2x4.precision'"):
+        with pytest.raises(ValueError, match=r"draw them with Posterior\.sample, as 'A_2x4\.precision'"):
             model.prior_of(model.stacks[0]).precision(model.stacks[0])
 
     def test_concentration_is_positive(self):
@@ -232,7 +234,7 @@ class TestEffectiveRank:
 
 
 def check_horseshoe(model, scale=0.6):
-    r"""Given :math:`\tau`, an entry has the density :math:`e^z E_1(z) / \tau \sqrt{2 \pi^3}`, :math:`z = w^2 / 2 \tau^2`."""
+    r"""Given :math:`\tau`, an entry has the density :math:`e^z E_1(z) / \tau \sqrt{2 \pi^3}`, `z = w² / 2 τ²`."""
     stack = model.stacks[0]
     for w, tau in ((0.1, 0.5), (1.3, 0.5), (0.7, 2.0)):
         weights = torch.full((len(stack), *stack.shape), w, dtype=torch.float64)
