@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bayeslora_pyro.models import NextToken as NextToken
     from bayeslora_pyro.models import PointPrior as PointPrior
     from bayeslora_pyro.models import Regression as Regression
-    from bayeslora_pyro.models import effective_rank as effective_rank
+    from bayeslora_pyro.models import effective_ranks as effective_ranks
     from bayeslora_pyro.posterior import Posterior as Posterior
     from bayeslora_pyro.transforms import TRANSFORMS as TRANSFORMS
     from bayeslora_pyro.transforms import StackedTransform as StackedTransform
@@ -63,7 +63,7 @@ __all__ = [
     "Posterior",
     "Regression",
     "StackedTransform",
-    "effective_rank",
+    "effective_ranks",
     "fit",
     "report",
     "to_arviz",

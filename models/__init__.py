@@ -1,7 +1,6 @@
 """The generative side: priors, likelihoods, and the model that joins them."""
 
 from bayeslora_pyro.models.ard import ArdPrior as ArdPrior
-from bayeslora_pyro.models.ard import effective_rank as effective_rank
 from bayeslora_pyro.models.base import LatentPrior as LatentPrior
 from bayeslora_pyro.models.base import Prior as Prior
 from bayeslora_pyro.models.gaussian import GaussianPrior as GaussianPrior
@@ -17,6 +16,8 @@ from bayeslora_pyro.models.lora import LIKELIHOODS as LIKELIHOODS
 from bayeslora_pyro.models.lora import PRIORS as PRIORS
 from bayeslora_pyro.models.lora import BayesianLora as BayesianLora
 from bayeslora_pyro.models.matrix_normal import MatrixNormalPrior as MatrixNormalPrior
+from bayeslora_pyro.models.ranks import effective_rank as effective_rank
+from bayeslora_pyro.models.ranks import effective_ranks as effective_ranks
 from bayeslora_pyro.models.sparse import HorseshoePrior as HorseshoePrior
 from bayeslora_pyro.models.sparse import LaplacePrior as LaplacePrior
 from bayeslora_pyro.models.weights import WeightPrior as WeightPrior
@@ -42,4 +43,5 @@ __all__ = [
     "Regression",
     "WeightPrior",
     "effective_rank",
+    "effective_ranks",
 ]

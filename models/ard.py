@@ -1,4 +1,4 @@
-"""Automatic relevance determination: a precision for each rank of LoRA, and the effective rank that it leaves."""
+"""Automatic relevance determination: a precision for each rank of LoRA."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bayeslora_pyro.models.weights import WeightPrior
 from bayeslora_pyro.types import FactorStack
 
-__all__ = ["ArdPrior", "effective_rank"]
+__all__ = ["ArdPrior"]
 
 
 @final
@@ -22,9 +22,9 @@ class ArdPrior(WeightPrior):
 
     .. math:: w_k \mid \alpha_k \sim \mathcal{N}(0, \alpha_k^{-1} I)
 
-    Ranks that the data do not need get a large precision. It is learned through the ELBO (type-II maximum likelihood;
-    the best one is :math:`1 / \alpha_k = \mathbb{E}_q \|w_k\|^2 / \dim w_k`), or has a hyper-prior,
-    :math:`\alpha_k \sim \mathrm{Gamma}(a, a \sigma^2)`, of mean :math:`1 / \sigma^2`.
+    Ranks that the data do not need get a large precision; :func:`effective_ranks` counts those that are left. It is
+    learned through the ELBO (type-II maximum likelihood; the best one is :math:`1 / \alpha_k = \mathbb{E}_q \|w_k\|^2
+    / \dim w_k`), or has a hyper-prior of mean :math:`1 / \sigma^2`, :math:`\alpha_k \sim \mathrm{Gamma}(a, a \sigma^2)`.
 
     Args:
         scale: Where the standard deviation :math:`\alpha_k^{-1/2}` starts, :math:`\sigma`.
@@ -88,25 +88,3 @@ class ArdPrior(WeightPrior):
 
 def _rank(stack: FactorStack) -> int:
     return stack.shape[0] if stack.role == "A" else stack.shape[1]
-
-
-def effective_rank(precision: Tensor) -> Tensor:
-    r"""Counts the ranks that precisions leave, as the exponential of the entropy of their shares of the variance.
-
-    .. math:: \exp\Big(-\sum_k \pi_k \log \pi_k\Big), \qquad \pi_k = \alpha_k^{-1} / \textstyle\sum_j \alpha_j^{-1}
-
-    It is `r` if all ranks are alike, and 1 if one outweighs all others.
-
-    Args:
-        precision: The precisions :math:`\alpha`, of a factor, or of A times those of B for their product. Shape
-            `(..., rank)`.
-
-    Returns:
-        The effective ranks, between 1 and `rank`. Shape `(...)`.
-
-    References:
-        | The effective rank: a measure of effective dimensionality (Roy and Vetterli, 2007), Definition 1
-        | https://www.eurasip.org/Proceedings/Eusipco/Eusipco2007/Papers/a5p-h05.pdf
-    """
-    log_share = (-precision.log()).log_softmax(-1)
-    return (-(log_share.exp() * log_share).sum(-1)).exp()
