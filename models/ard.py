@@ -24,7 +24,9 @@ class ArdPrior(WeightPrior):
 
     Ranks that the data do not need get a large precision; :func:`effective_ranks` counts those that are left. It is
     learned through the ELBO (type-II maximum likelihood; the best one is :math:`1 / \alpha_k = \mathbb{E}_q \|w_k\|^2
-    / \dim w_k`), or has a hyper-prior of mean :math:`1 / \sigma^2`, :math:`\alpha_k \sim \mathrm{Gamma}(a, a \sigma^2)`.
+    / \dim w_k`), or has a hyper-prior of mean :math:`1 / \sigma^2`,
+
+    .. math:: \alpha_k \sim \mathrm{Gamma}(a, a \sigma^2)
 
     Args:
         scale: Where the standard deviation :math:`\alpha_k^{-1/2}` starts, :math:`\sigma`.
