@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, cast, final
+from typing import Any, ClassVar, Protocol, Self, cast, final
 
 import pyro
 import pyro.distributions as dist
@@ -16,6 +16,7 @@ from torch.distributions import Transform
 
 from bayeslora_pyro.abstract import AbstractPyroModule
 from bayeslora_pyro.guides.sites import MeanFieldSite, SitePosterior
+from bayeslora_pyro.plates import draws_plate
 from bayeslora_pyro.types import WEIGHT_DIMS, Batch, FactorStack, Weights, named_dims
 
 __all__ = ["Guide", "GuidedModel", "GuidedPrior"]
@@ -145,6 +146,11 @@ class Guide(AbstractPyroModule):
     def _set_location(self, stack: FactorStack, latent: Tensor) -> None:
         """Moves the centre of the base distribution."""
 
+    @final
+    def fresh(self, model: GuidedModel, seed: int) -> Self:
+        """Makes the guide anew, for another model and from another seed."""
+        return type(self)(model, **(self.config() | {"seed": seed}))
+
     @property
     def model(self) -> GuidedModel:
         """The model that is approximated."""
@@ -176,22 +182,30 @@ class Guide(AbstractPyroModule):
         return {name: posterior().mean for name, posterior in self._hyper(stack).items()}
 
     @final  # type: ignore[misc]
-    def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
+    def forward(self, batch: Batch | None = None, num_draws: int = 1) -> dict[str, Tensor]:
         """Samples the latent sites of all stacks, and the weights where they are a site of their own.
 
+        Args:
+            batch: What the model takes; of no account here.
+            num_draws: The number of draws S that share the batch.
+
         Returns:
-            The weights by stack name, `(..., L, d_o, d_i)`.
+            The weights by stack name, `(L, d_o, d_i)`, or `(S, L, d_o, d_i)` for several draws.
         """
         priors = {stack: self.model.prior_of(stack) for stack in self.stacks}
         latent = {stack: prior for stack, prior in priors.items() if prior.latent is not None}
-        for stack, prior in latent.items():
-            for name, posterior in cast(Any, self._own(stack)).shared.items():
-                pyro.sample(prior.shared_site(name), posterior(), infer=named_dims(prior.dims[name]))
         weights = {}
-        for stack, prior in latent.items():
-            with pyro.plate(stack.name, len(stack), dim=-1):
-                weights[stack.name] = self._sample_stack(stack, prior)
+        with draws_plate(num_draws):
+            for stack, prior in latent.items():
+                self._sample_shared(stack, prior)
+            for stack, prior in latent.items():
+                with pyro.plate(stack.name, len(stack), dim=-1):
+                    weights[stack.name] = self._sample_stack(stack, prior)
         return weights
+
+    def _sample_shared(self, stack: FactorStack, prior: GuidedPrior) -> None:
+        for name, posterior in cast(Any, self._own(stack)).shared.items():
+            pyro.sample(prior.shared_site(name), posterior(), infer=named_dims(prior.dims[name]))
 
     def _sample_stack(self, stack: FactorStack, prior: GuidedPrior) -> Tensor:
         hyper: dict[str, Tensor] = {

@@ -41,6 +41,13 @@ class Likelihood(AbstractPyroModule):
         """The number of items of a batch."""
         return int(batch["input_ids"].shape[0])
 
+    def most_draws(self, batch: Batch, wanted: int) -> int:
+        """The largest number of draws, up to the one wanted, that can share the items of a batch evenly."""
+        return next(count for count in range(wanted, 0, -1) if self._can_share(batch, count))
+
+    def _can_share(self, batch: Batch, count: int) -> bool:
+        return self.num_items(batch) % count == 0
+
     def model_arguments(self, batch: Batch) -> dict[str, Any]:
         """Further arguments for the language model."""
         return {}
@@ -118,6 +125,16 @@ class Choice(Likelihood):
         if self.label_tokens is not None:
             return super().num_items(batch)
         return int(batch["item"].max()) + 1
+
+    def _can_share(self, batch: Batch, count: int) -> bool:
+        """Whether equal parts of the rows hold whole items, options and all."""
+        if self.label_tokens is not None:
+            return super()._can_share(batch, count)
+        item = batch["item"]
+        if len(item) % count:
+            return False
+        parts = item.reshape(count, -1)
+        return bool((parts[1:, 0] != parts[:-1, -1]).all())
 
     def model_arguments(self, batch: Batch) -> dict[str, Any]:
         """Asks for the logits of the last tokens only: a vocabulary is large."""

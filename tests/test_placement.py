@@ -137,3 +137,13 @@ def test_shapes_split_without_a_pattern_as_before():
     model = BayesianLora(tiny_llama(), {"A": LaplacePrior(), "B": "gaussian"})
     assert [stack.name for stack in model.stacks] == ["A_2x16", "B_16x2", "B_8x2"]
     assert list(model.priors) == ["A", "B"]
+
+
+def test_a_fresh_model_has_the_same_priors_in_the_same_places():
+    model = BayesianLora(tiny_bert(), mixed())
+    fresh = model.fresh(seed=3)
+    assert fresh.stacks == model.stacks
+    assert [type(fresh.prior_of(stack)) for stack in fresh.stacks] == [
+        type(model.prior_of(stack)) for stack in model.stacks
+    ]
+    assert fresh.prior_of(fresh.stacks[0]).config() == {"scale": 0.2, "width_scaled": False}
