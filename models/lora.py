@@ -87,12 +87,10 @@ class BayesianLora(PyroModule):
         by_key = prior if isinstance(prior, Mapping) else {"AB": prior}
         placement = Placement(by_key)
         self.adapter = Adapter(peft_model, adapter_name, placement.key_of)
-        placement.check_used()
+        self._keys = {stack.name: placement.key_of(stack.role, stack.adapters[0]) for stack in self.stacks}
+        placement.check_used(self._keys.values())
         self._initial = None if initial is None else dict(initial)
         self.likelihood = copy.deepcopy(_look_up("likelihood", likelihood, LIKELIHOODS))
-        self._keys = {
-            stack.name: placement.key_of(stack.role, stack.adapters[0]) for stack in self.adapter.stacks
-        }
         self.priors = self._setup_priors(by_key)
         head = self.adapter.head_parameters()
         self.head_names = tuple(head)

@@ -28,7 +28,6 @@ class Placement:
 
     def __init__(self, keys: Iterable[str]) -> None:
         self.keys = tuple(sorted(keys))
-        self._used: set[str] = set()
 
     def key_of(self, role: Role, module: str) -> str:
         """The key of a factor.
@@ -49,12 +48,11 @@ class Placement:
                 f"prior has two entries that fit {role} of {module!r} equally well, {first!r} and {others[0]!r}: write "
                 "out more of the name in one of them."
             )
-        self._used.add(first)
         return first
 
-    def check_used(self) -> None:
-        """Raises a `ValueError` if a key was chosen for no factor so far."""
-        if unused := [key for key in self.keys if key not in self._used]:
+    def check_used(self, chosen: Iterable[str]) -> None:
+        """Raises a `ValueError` if a key is not among those that were chosen."""
+        if unused := sorted({*self.keys} - {*chosen}):
             raise ValueError(
                 f"prior has an entry {unused[0]!r} that is for no factor: its pattern fits none, or others fit better."
             )

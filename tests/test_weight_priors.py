@@ -18,8 +18,6 @@ from bayeslora_pyro.models import (
     HorseshoePrior,
     LaplacePrior,
     MatrixNormalPrior,
-    effective_rank,
-    effective_ranks,
 )
 
 from .noise import affine
@@ -214,53 +212,6 @@ class TestArd:
     def test_concentration_is_positive(self):
         with pytest.raises(ValueError, match="concentration should be positive, or None, and is 0"):
             ArdPrior(concentration=0.0)
-
-
-class TestEffectiveRank:
-    @pytest.mark.parametrize("rank", [1, 2, 5])
-    def test_equal_ranks_count_alike(self, rank):
-        precision = torch.full((3, 5), 1e12, dtype=torch.float64)
-        precision[:, :rank] = 4.0
-        close(effective_rank(precision), torch.full((3,), float(rank)), 1e-9)
-
-    def test_is_the_exponential_of_the_entropy(self):
-        entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
-        close(effective_rank(torch.tensor([4.0, 4.0 / 3], dtype=torch.float64)), math.exp(entropy))
-
-    def test_precisions_taken_for_variances_would_be_caught(self):
-        precision = torch.tensor([1e12, 1e12, 1.0], dtype=torch.float64)
-        close(effective_rank(precision), 1.0, 1e-9)
-        with pytest.raises(AssertionError):
-            close(effective_rank(1 / precision), 1.0, 1e-9)
-
-    @pytest.mark.parametrize("b", ["ard", "gaussian"])
-    def test_of_an_update_is_that_of_both_factors(self, b):
-        model = model_with({"A": "ard", "B": b})
-        stacks, ranks = model.stacks, effective_ranks(model)
-        for index, module in enumerate(stacks[0].adapters):
-            pair = [
-                model.prior_of(stack).precision(stack)[index]
-                for stack in stacks
-                if b == "ard" or stack.role == "A"
-            ]
-            shares = 1 / torch.stack(pair).prod(0).detach()
-            shares = shares / shares.sum()
-            close(ranks[module], (-(shares * shares.log()).sum()).exp())
-            assert 1 < ranks[module] < RANK
-
-    def test_of_each_draw(self):
-        model = model_with(ArdPrior(concentration=2.5))
-        draws = {f"{stack.name}.precision": torch.ones(7, len(stack), RANK) for stack in model.stacks}
-        draws["A_2x4.precision"][3, 0, 1] = 1e9
-        query, value = effective_ranks(model, draws).values()
-        close(query.double(), torch.full((7,), 2.0).index_fill(0, torch.tensor([3]), 1.0).double(), 1e-6)
-        close(value.double(), torch.full((7,), 2.0).double(), 1e-6)
-        with pytest.raises(ValueError, match=r"draw them with Posterior\.sample"):
-            effective_ranks(model)
-
-    def test_without_such_a_prior(self):
-        with pytest.raises(ValueError, match="give some of them ArdPrior"):
-            effective_ranks(model_with("gaussian"))
 
 
 def check_horseshoe(model, scale=0.6):
