@@ -10,9 +10,9 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from bayeslora_pyro import folders
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.prediction import Prediction, RegressionPrediction
+from bayeslora_pyro.replacing import new_folder, restore
 from bayeslora_pyro.types import Batch
 
 __all__ = ["Ensemble"]
@@ -79,7 +79,7 @@ class Ensemble(Sequence[Posterior]):
 
     def save(self, folder: str | Path) -> None:
         """Writes the members into `chain-0`, `chain-1`, … of a folder; all of them or none."""
-        with folders.new_folder(Path(folder), CONFIG) as target:
+        with new_folder(Path(folder), CONFIG) as target:
             for index, posterior in enumerate(self):
                 posterior.save(target / f"chain-{index}")
             record = {"format": FORMAT, "num_chains": len(self)}
@@ -99,6 +99,7 @@ class Ensemble(Sequence[Posterior]):
             ValueError: If the folder is damaged.
         """
         path = Path(folder)
+        restore(path)
         try:
             record = json.loads((path / CONFIG).read_text(encoding="utf-8"))
             size = record["num_chains"] if record["format"] == FORMAT else None

@@ -34,6 +34,8 @@ Row = dict[str, float]
 HEADER = {"config": dict, "model": dict, "guide": dict, "history": list}
 """What the header of a checkpoint holds."""
 
+CURE = "Lower learning_rate, or start with a smaller scale."
+
 MAY_CHANGE = ("num_steps", "checkpoint_every")
 """The settings that a resumed run may change."""
 
@@ -95,8 +97,8 @@ def fit(
         The posterior and the history.
 
     Raises:
-        FloatingPointError: If the loss, or its gradient, stops being finite, with the step and the site. Model, guide
-            and checkpoint are then as they were before that step.
+        FloatingPointError: If the loss, or its gradient, stops being finite, or a matrix of a site cannot be
+            factorized, with the step and the site. Model, guide and checkpoint are then as they were before that step.
         ValueError: If the loader is empty, or the checkpoint is damaged or of another run.
     """
     if num_chains < 1:
@@ -182,7 +184,7 @@ class _Run:
             on_device = _to(batch, self.model.adapter.device)
             num_draws = self.model.likelihood.most_draws(on_device, config.draws_per_batch)
             for _ in range(config.num_particles):
-                parts = self.elbo.parts(self.model, self.guide, on_device, num_draws)
+                parts = self._estimate(on_device, num_draws)
                 loss = parts.loss(kl_weight) * (share / self.model.num_data)
                 _check_finite(loss, parts, step)
                 loss.backward()
@@ -200,13 +202,18 @@ class _Run:
             self.history.append(row)
         return row
 
+    def _estimate(self, batch: Batch, num_draws: int) -> ElboParts:
+        try:
+            return self.elbo.parts(self.model, self.guide, batch, num_draws)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"Step {self.step}: {error} {CURE}") from error
+
     def _clip_gradient(self, step: int) -> float:
         """Clips the gradient, where that is wanted, and returns the norm it had."""
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if not bool(norm.isfinite()):
             raise FloatingPointError(
-                f"Step {step}: the gradient of {self._first_broken()!r} is not finite. Lower learning_rate, or start "
-                "with a smaller scale."
+                f"Step {step}: the gradient of {self._first_broken()!r} is not finite. {CURE}"
             )
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, norm)
@@ -290,7 +297,7 @@ def _check_finite(loss: Tensor, parts: ElboParts, step: int) -> None:
     if not math.isfinite(loss.item()):
         raise FloatingPointError(
             f"Step {step}: the loss is {loss.item()}; the first site that is not finite is {parts.first_broken()!r}. "
-            "Lower learning_rate, or start with a smaller scale."
+            f"{CURE}"
         )
 
 
