@@ -16,11 +16,13 @@ from torch import Tensor
 
 from .composition import Inverse
 from .networks import StackableAutoRegressiveNN, last_layer, zero_last_layer
+from .traits import OneWay, Stackable
 
 __all__ = [
     "AffineAutoregressive",
     "NeuralAutoregressive",
     "affine_autoregressive",
+    "check_sizes",
     "inverse_autoregressive",
     "neural_autoregressive",
 ]
@@ -48,7 +50,7 @@ def affine_autoregressive(dim: int, hidden_dims: Sequence[int] | None = None) ->
         | Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016)
         | https://arxiv.org/abs/1606.04934
     """
-    network = StackableAutoRegressiveNN(dim, _check_sizes("affine_autoregressive", dim, hidden_dims))
+    network = StackableAutoRegressiveNN(dim, check_sizes("affine_autoregressive", dim, hidden_dims))
     zero_last_layer(network)
     return AffineAutoregressive(network)
 
@@ -74,7 +76,7 @@ def inverse_autoregressive(dim: int, hidden_dims: Sequence[int] | None = None) -
         | Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017)
         | https://arxiv.org/abs/1705.07057
     """
-    network = StackableAutoRegressiveNN(dim, _check_sizes("inverse_autoregressive", dim, hidden_dims))
+    network = StackableAutoRegressiveNN(dim, check_sizes("inverse_autoregressive", dim, hidden_dims))
     zero_last_layer(network)
     return Inverse(AffineAutoregressive(network))
 
@@ -108,7 +110,7 @@ def neural_autoregressive(
         | Neural Autoregressive Flows (Huang et al., 2018)
         | https://arxiv.org/abs/1804.00779
     """
-    hidden_dims = _check_sizes("neural_autoregressive", dim, hidden_dims)
+    hidden_dims = check_sizes("neural_autoregressive", dim, hidden_dims)
     network = StackableAutoRegressiveNN(dim, hidden_dims, param_dims=(width, width, width))
     last = last_layer(network)
     slopes, shifts = slice(None, width * dim), slice(2 * width * dim, None)
@@ -120,7 +122,7 @@ def neural_autoregressive(
     return NeuralAutoregressive(network, hidden_units=width)
 
 
-def _check_sizes(name: str, dim: int, hidden_dims: Sequence[int] | None) -> Sequence[int]:
+def check_sizes(name: str, dim: int, hidden_dims: Sequence[int] | None) -> Sequence[int]:
     """Check the sizes of an autoregressive flow, and fill in the default."""
     if dim < 2:
         raise ValueError(
@@ -134,7 +136,7 @@ def _check_sizes(name: str, dim: int, hidden_dims: Sequence[int] | None) -> Sequ
     return hidden_dims
 
 
-class AffineAutoregressive(pyro_transforms.AffineAutoregressive):
+class AffineAutoregressive(Stackable, pyro_transforms.AffineAutoregressive):
     """Pyro's affine autoregressive flow, whose inverse also runs stacked, vmapped, in any precision.
 
     Args:
@@ -156,7 +158,7 @@ class AffineAutoregressive(pyro_transforms.AffineAutoregressive):
         return x
 
 
-class NeuralAutoregressive(pyro_transforms.NeuralAutoregressive):
+class NeuralAutoregressive(Stackable, OneWay, pyro_transforms.NeuralAutoregressive):
     """Pyro's neural autoregressive flow, with the log-det of the point asked for, not the last one.
 
     Args:

@@ -9,10 +9,11 @@ import math
 
 import pyro.distributions.transforms as pyro_transforms
 import torch
-from pyro.distributions.transforms import Planar, Radial
 from torch import Tensor, nn
 
-__all__ = ["Sylvester", "planar", "radial", "sylvester"]
+from .traits import OneWay, Vmappable
+
+__all__ = ["Planar", "Radial", "Sylvester", "planar", "radial", "sylvester"]
 
 
 def planar(dim: int) -> Planar:
@@ -97,7 +98,15 @@ def sylvester(dim: int, num_reflections: int | None = None) -> Sylvester:
     return flow
 
 
-class Sylvester(pyro_transforms.Sylvester):
+class Planar(OneWay, Vmappable, pyro_transforms.Planar):
+    """Pyro's planar flow."""
+
+
+class Radial(OneWay, Vmappable, pyro_transforms.Radial):
+    """Pyro's radial flow."""
+
+
+class Sylvester(OneWay, Vmappable, pyro_transforms.Sylvester):
     r"""Sylvester flow with the log-det that goes with its map.
 
     .. math:: \log |\det J| = \sum_i \log(1 + \tanh'_i \, S_{ii} R_{ii})
