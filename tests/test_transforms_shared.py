@@ -30,7 +30,6 @@ from .flows import (
     value,
 )
 
-
 conditioned = partial(stack, kind=ConditionedTransform, scale=0.1)
 CONDITIONED = [name for name in TRANSFORMS if name != "permute"]  # which has no parameters
 

@@ -22,10 +22,10 @@ from .linear import matrix_exponential as matrix_exponential
 from .linear import permute as permute
 from .matrix import MatrixTransform as MatrixTransform
 from .polynomial import polynomial as polynomial
+from .remembering import RememberingTransform as RememberingTransform
 from .residual import planar as planar
 from .residual import radial as radial
 from .residual import sylvester as sylvester
-from .remembering import RememberingTransform as RememberingTransform
 from .splines import spline as spline
 from .splines import spline_autoregressive as spline_autoregressive
 from .stacked import StackedTransform as StackedTransform

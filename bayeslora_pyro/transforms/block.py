@@ -79,7 +79,7 @@ class BlockAutoregressive(Stackable, OneWay, TransformModule):
         self.layers = nn.ModuleList(_BlockLinear(ranks, *pair) for pair in pairwise([1, *hidden_factors, 1]))
         self.raw_shares = nn.ParameterList(torch.zeros(size * len(ranks)) for size in hidden_factors)
         with torch.no_grad():  # what the hidden biases add, the last one takes away
-            cast(_BlockLinear, self.layers[-1]).bias -= self._call(torch.zeros(len(ranks)))
+            cast(_BlockLinear, self.layers[-1]).bias.sub_(self._call(torch.zeros(len(ranks))))
 
     def _call(self, x: Tensor) -> Tensor:
         first, *others = cast(list[_BlockLinear], list(self.layers))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 __all__ = ["RememberingTransform"]
 
-_MAX_ITERATIONS = 100
+_MAX_ITERATIONS, _MIN_STEP = 1000, 1e-3
 
 
 class RememberingTransform(TransformModule):
@@ -60,9 +60,9 @@ class RememberingTransform(TransformModule):
         return self.forward_shape(shape)
 
     def preimage(self, y: Tensor) -> Tensor:
-        r"""Find the x with f(x) = y, also where f has no inverse in closed form but is near the identity.
+        r"""Find the x with f(x) = y, also where f has no inverse in closed form.
 
-        There it is the limit of :math:`x \leftarrow x + y - f(x)`.
+        There it is the limit of :math:`x \leftarrow x + s (y - f(x))`, with s halved whenever it leads away.
 
         Args:
             y: The value.
@@ -76,15 +76,22 @@ class RememberingTransform(TransformModule):
         y = y.detach()
         tolerance = 100 * torch.finfo(y.dtype).eps * max(1.0, y.abs().max().item())
         with torch.no_grad():
-            x = y.clone()
+            x, step = y.clone(), 1.0
+            residual = y - self._run(x, inverse=False)[0]  # what is remembered would prove nothing
             for _ in range(_MAX_ITERATIONS):
-                residual = y - self(x)
                 if residual.abs().max() <= tolerance:
                     return x
-                x = cast(Tensor, self.inv(y)) if self.invertible else x + residual
+                if step < _MIN_STEP:
+                    break
+                moved = self._run(y, inverse=True)[0] if self.invertible else x + step * residual
+                left = y - self._run(moved, inverse=False)[0]
+                if left.abs().max() < residual.abs().max():
+                    x, residual = moved, left
+                else:
+                    step /= 2
         raise ValueError(
-            "the flow does not reach the given value: it is far from the identity and has no inverse, or is not "
-            "finite there. Choose a flow that starts at the identity, such as 'affine_autoregressive'"
+            "the flow does not reach the given value, or only by a way that was not found: "
+            "choose a flow that starts at the identity, such as 'affine_autoregressive'"
         )
 
     def _call(self, x: Tensor) -> Tensor:

@@ -144,12 +144,12 @@ class Spline(Stackable, ElementwiseSpline):
         bound: Half the width of the interval on which the splines act.
     """
 
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
+    domain = constraints.real_vector  # type: ignore[assignment]
+    codomain = constraints.real_vector  # type: ignore[assignment]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Log-abs-det-Jacobian at x."""
-        return cast(Tensor, super().log_abs_det_jacobian(x, y).sum(-1))
+        return cast(Tensor, super().log_abs_det_jacobian(x, y)).sum(-1)
 
 
 class _ConditionedSpline(_UnitEnds, ConditionedSpline):

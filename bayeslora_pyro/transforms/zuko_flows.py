@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
@@ -171,7 +171,7 @@ class ZukoNeural(OneWay, Vmappable, ZukoTransform):
 
     def _value_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         monotone = self.lazy.meta(None, x).base.f  # type: ignore[operator]
-        value, pull_back = torch.func.vjp(monotone, x)
+        value, pull_back = cast(tuple[Tensor, Any], torch.func.vjp(monotone, x))
         (slopes,) = pull_back(torch.ones_like(value))
         return value, slopes.log().sum(-1)
 
