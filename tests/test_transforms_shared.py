@@ -151,3 +151,35 @@ def test_a_flow_over_matrices_forgets_when_parameters_change():
     y = flow(x)
     assert flow(x) is y
     assert not torch.equal(perturb(flow)(x), y)
+
+
+class ScoresTheSharedFlow(ConditionedTransform):
+    """Maps with the factor's flow and scores with the shared one."""
+
+    def _run(self, value, inverse):
+        mapped, _ = super()._run(value, inverse)
+        shared = StackedTransform(affine_autoregressive, 1, self.dim).double()
+        state = {f"copies.{name}": tensor[None] for name, tensor in self.copies.state_dict().items()}
+        shared.load_state_dict(state)
+        return mapped, shared._run(value.flatten(0, -2)[None], inverse)[1].reshape(value.shape[:-1])
+
+
+class ScoresHalf(MatrixTransform):
+    """Scores half of what it maps."""
+
+    def _run(self, value, inverse):
+        mapped, ladj = super()._run(value, inverse)
+        return mapped, ladj * 0.5
+
+
+def test_a_wrong_log_det_of_a_shared_flow_would_be_caught():
+    with pytest.raises(AssertionError, match="not close"):
+        check_log_det(
+            stack(affine_autoregressive, kind=ScoresTheSharedFlow, scale=0.1), value(FACTORS, ROWS, DIM)
+        )
+
+
+def test_a_wrong_log_det_over_matrices_would_be_caught():
+    flow = over_matrix(affine_autoregressive).flow
+    with pytest.raises(AssertionError, match="not close"):
+        check_log_det(ScoresHalf(flow, (ROWS, DIM)), value(FACTORS, ROWS, DIM), event_dim=2)

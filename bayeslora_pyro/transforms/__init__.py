@@ -2,6 +2,12 @@
 
 Like any `nn.Module`, a flow made by a factory draws its first parameters from torch's global generator;
 `StackedTransform` makes its copies under a seed of its own and leaves that generator as it was.
+
+Of `pyro.distributions.transforms`, those are left out that are no flows of R^d with something to learn: changes of
+support (Cholesky factors, ordered and positive vectors, simplices, powers, softplus, tanh), the normalisation to a
+sphere, which is no bijection, channel permutations, which are of images, and fixed maps without parameters (Haar,
+discrete cosine, ELU, leaky ReLU, an affine map of given numbers). The conditional variants are all one here:
+`ConditionedTransform`.
 """
 
 from ..types import TransformFactory

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from .composition import Permutation
+from .reflections import normals_of, reflect
 from .traits import Stackable
 
 __all__ = [
@@ -128,19 +129,10 @@ class Householder(Stackable, TransformModule):
         self.u_unnormed = nn.Parameter(u_unnormed)
 
     def _call(self, x: Tensor) -> Tensor:
-        return self._reflect(x, self._normals())
+        return reflect(x, normals_of(self.u_unnormed)).reshape(x.shape)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return self._reflect(y, self._normals()[::-1])
-
-    def _normals(self) -> tuple[Tensor, ...]:
-        return torch.nn.functional.normalize(self.u_unnormed, dim=-1).unsqueeze(-3).unbind(-2)
-
-    def _reflect(self, x: Tensor, normals: tuple[Tensor, ...]) -> Tensor:
-        y = x
-        for u in normals:
-            y = y - 2.0 * (y * u).sum(-1, keepdim=True) * u
-        return y.reshape(x.shape)
+        return reflect(y, normals_of(self.u_unnormed)[::-1]).reshape(y.shape)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Zero: a reflection keeps volumes."""
