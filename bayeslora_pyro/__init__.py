@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from bayeslora_pyro.diagnostics import to_arviz as to_arviz
     from bayeslora_pyro.diagnostics.report import report as report
     from bayeslora_pyro.distributions import InducedNormal as InducedNormal
+    from bayeslora_pyro.ensemble import Ensemble as Ensemble
     from bayeslora_pyro.guides import GUIDES as GUIDES
     from bayeslora_pyro.guides import DeltaGuide as DeltaGuide
     from bayeslora_pyro.guides import FlowGuide as FlowGuide
@@ -40,6 +41,7 @@ __all__ = [
     "Choice",
     "Classification",
     "DeltaGuide",
+    "Ensemble",
     "FitConfig",
     "FitResult",
     "FlowGuide",
@@ -64,6 +66,7 @@ _PARTS = (
     "models",
     "guides",
     "posterior",
+    "ensemble",
     "inference",
     "methods",
     "diagnostics",

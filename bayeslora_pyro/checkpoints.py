@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bayeslora_pyro.replacing import flush
+
 __all__ = [
-    "flush",
     "load_modules",
     "read_tensors",
     "replace_file",
@@ -45,13 +46,6 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def flush(path: Path) -> None:
-    """Has the system put a file on the disk, so that not even a power cut leaves an empty one."""
-    if path.is_file():
-        with path.open("rb") as written:
-            os.fsync(written.fileno())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None = None) -> None:

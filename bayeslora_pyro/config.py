@@ -22,7 +22,9 @@ class FitConfig:
         schedule: How both step sizes go on: `"constant"`, or down to zero as `"linear"` or `"cosine"`.
         kl_weight: The weight of the divergences; 1 is the ELBO, anything else is called tempered.
         kl_warmup: The share of the steps over which the weight grows from zero.
-        num_particles: The number of draws per estimate.
+        draws_per_batch: How many draws share a batch, each serving a part of its items: at the cost of one draw, the
+            noise of the weights averages out. Fewer where a batch cannot be shared evenly.
+        num_particles: The number of such estimates per step, each with a pass over the whole batch.
         accumulate: The number of batches per optimizer step.
         max_grad_norm: Where to clip the norm of the gradient; its size is then in the history.
         dropout: Whether the language model runs in train mode, with its own dropout.
@@ -38,6 +40,7 @@ class FitConfig:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     kl_weight: float = 0.02
     kl_warmup: float = 0.3
+    draws_per_batch: int = 4
     num_particles: int = 1
     accumulate: int = 1
     max_grad_norm: float | None = None
@@ -48,6 +51,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         for name, least in {
             "num_steps": 1,
+            "draws_per_batch": 1,
             "num_particles": 1,
             "accumulate": 1,
             "checkpoint_every": 0,

@@ -10,8 +10,10 @@ import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceMeanField_ELBO
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 __all__ = ["ElboParts", "PartsELBO"]
 
@@ -75,7 +77,19 @@ class PartsELBO(TraceMeanField_ELBO):
             guide: The guide.
             args: What both take.
             kwargs: What both take.
+
+        Raises:
+            FloatingPointError: If a matrix of a site cannot be factorized, with the site.
         """
+        at = _LastSite()
+        try:
+            with at:
+                return self._parts(at, model, guide, *args, **kwargs)
+        except LinAlgError as error:
+            reason = str(error).partition("\n")[0].rstrip(".")  # Pyro adds the shapes of all sites
+            raise FloatingPointError(f"site {at.name!r} cannot be computed ({reason}).") from error
+
+    def _parts(self, at: _LastSite, model: Any, guide: Any, *args: Any, **kwargs: Any) -> ElboParts:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         guide_sites: dict[str, Any] = dict(guide_trace.nodes)
@@ -84,6 +98,7 @@ class PartsELBO(TraceMeanField_ELBO):
         for name, site in model_sites.items():
             if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
                 continue
+            at.name = name
             if site["is_observed"]:
                 log_likelihood[name] = _total(site, site["fn"].log_prob(site["value"]))
             else:
@@ -93,6 +108,15 @@ class PartsELBO(TraceMeanField_ELBO):
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The negative ELBO, to be differentiated."""
         return self.parts(model, guide, *args, **kwargs).loss()
+
+
+class _LastSite(Messenger):
+    """Remembers the site, or the plate, that a program has come to."""
+
+    name: str | None = None
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.name = msg["name"]
 
 
 def _total(site: dict[str, Any], value: Tensor) -> Tensor:

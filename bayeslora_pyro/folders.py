@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +18,16 @@ from bayeslora_pyro.adapters import (
     unchanged_on_failure,
     write_folder,
 )
-from bayeslora_pyro.checkpoints import flush, load_modules, read_tensors, state_of, write_tensors
+from bayeslora_pyro.checkpoints import load_modules, read_tensors, state_of, write_tensors
 from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.parts import build_guide, build_model, describe_guide, describe_model
+from bayeslora_pyro.replacing import new_folder, restore
 
 if TYPE_CHECKING:
     from bayeslora_pyro.posterior import Posterior
 
-__all__ = ["CONFIG", "TENSORS", "load", "new_folder", "read_record", "save", "save_draws"]
+__all__ = ["CONFIG", "TENSORS", "load", "read_record", "save", "save_draws"]
 
 CONFIG = "posterior_config.json"
 TENSORS = "posterior.safetensors"
@@ -45,55 +43,6 @@ RECORD: dict[str, Any] = {
     "history": list,
 }
 """What `posterior_config.json` holds."""
-
-
-@contextmanager
-def new_folder(path: Path, marker: str) -> Iterator[Path]:
-    """Yields a temporary folder that takes the place of `path` once it is complete, and vanishes if it never is.
-
-    Files that the old folder has and the new one has not, such as a report, are taken over.
-
-    Args:
-        path: The folder to create or replace.
-        marker: The name, or a pattern such as `draw-*`, of what makes a folder one that may be replaced. What has such
-            a name is not taken over.
-
-    Raises:
-        ValueError: If the path is a file, or a folder that holds something else, or the working directory.
-    """
-    path = path.resolve()
-    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or any(path.glob(marker)))):
-        raise ValueError(f"{path} exists and holds something else: choose a new folder.")
-    if path.exists() and Path.cwd().is_relative_to(path):
-        raise ValueError(f"{path} is the working directory, or holds it: choose a folder within it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    new, old = room / "new", room / "old"
-    try:
-        new.mkdir()
-        yield new
-        for written in new.rglob("*"):
-            written.chmod(new.stat().st_mode & (0o777 if written.is_dir() else 0o666))
-            flush(written)
-        if path.exists():
-            _take_over(path, new, marker)
-            path.rename(old)
-        new.rename(path)
-    finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        shutil.rmtree(room, ignore_errors=True)
-
-
-def _take_over(old: Path, new: Path, marker: str) -> None:
-    kept = {entry.name for entry in old.iterdir()} - {
-        entry.name for entry in (*new.iterdir(), *old.glob(marker))
-    }
-    for name in sorted(kept):
-        if (old / name).is_dir() and not (old / name).is_symlink():
-            shutil.copytree(old / name, new / name, symlinks=True)
-        else:
-            shutil.copy2(old / name, new / name, follow_symlinks=False)
 
 
 def save(posterior: Posterior, folder: Path) -> None:
@@ -156,6 +105,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         FileNotFoundError: If it holds no posterior, or one of its files is missing.
         ValueError: If it is damaged, or of a later format.
     """
+    restore(folder)
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no posterior: it has no {CONFIG}.")

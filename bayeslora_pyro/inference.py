@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bayeslora_pyro.checkpoints import load_modules, read_tensors, state_of, uninterrupted, write_tensors
 from bayeslora_pyro.config import FitConfig
 from bayeslora_pyro.elbo import ElboParts, PartsELBO
+from bayeslora_pyro.ensemble import Ensemble
 from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.isolation import derive_seed, local_rng, private_pyro
 from bayeslora_pyro.loading import endless_batches
@@ -33,6 +34,8 @@ Row = dict[str, float]
 HEADER = {"config": dict, "model": dict, "guide": dict, "history": list}
 """What the header of a checkpoint holds."""
 
+CURE = "Lower learning_rate, or start with a smaller scale."
+
 MAY_CHANGE = ("num_steps", "checkpoint_every")
 """The settings that a resumed run may change."""
 
@@ -42,13 +45,15 @@ class FitResult:
     """What a fit returns.
 
     Args:
-        posterior: The fitted posterior.
+        posterior: The fitted posterior, that of the first chain.
         history: One row per step: `step`, `elbo`, `expected_log_likelihood`, `kl`, `kl_V`, `kl_W` (nats per item),
             `kl_weight`, and `grad_norm`, the norm of the gradient before it was clipped.
+        chains: The posteriors of all chains, which predict together as an ensemble.
     """
 
     posterior: Posterior
     history: list[Row]
+    chains: Ensemble
 
 
 def fit(
@@ -61,6 +66,7 @@ def fit(
     checkpoint: str | Path | None = None,
     resume: bool = False,
     callbacks: Sequence[Callable[[Row], None]] = (),
+    num_chains: int = 1,
     **options: Any,
 ) -> FitResult:
     r"""Maximises the ELBO of a guide over mini-batches.
@@ -83,23 +89,45 @@ def fit(
         resume: Whether to go on from the checkpoint if there is one. Of the settings, only `num_steps` and
             `checkpoint_every` may then be others.
         callbacks: Called with each row of the history.
+        num_chains: The number of independent fits, one after another. Chain `k` starts anew from the seed `+ k`, its
+            model and guide being copies, and its checkpoint has `.k` appended to its name.
         options: Fields of :class:`FitConfig`.
 
     Returns:
         The posterior and the history.
 
     Raises:
-        FloatingPointError: If the loss, or its gradient, stops being finite, with the step and the site. Model, guide
-            and checkpoint are then as they were before that step.
+        FloatingPointError: If the loss, or its gradient, stops being finite, or a matrix of a site cannot be
+            factorized, with the step and the site. Model, guide and checkpoint are then as they were before that step.
         ValueError: If the loader is empty, or the checkpoint is damaged or of another run.
     """
+    if num_chains < 1:
+        raise ValueError(f"num_chains should be at least 1, and is {num_chains}.")
     settings = (config or FitConfig()).replace(**options)
-    run = _Run(model, guide, settings, Path(checkpoint) if checkpoint else None)
+    posteriors = []
+    for index in range(num_chains):
+        seed, place = settings.seed + index, f"{checkpoint}.{index}" if checkpoint and index else checkpoint
+        if index:
+            model = model.fresh(model.seed + 1)
+            guide = guide.fresh(model, guide.seed + 1)
+        run = _Run(model, guide, settings.replace(seed=seed), Path(place) if place else None)
+        posteriors.append(_fit_chain(run, loader, resume, progress, callbacks))
+    return FitResult(posteriors[0], posteriors[0].history, Ensemble(posteriors))
+
+
+def _fit_chain(
+    run: _Run,
+    loader: Iterable[Batch],
+    resume: bool,
+    progress: bool,
+    callbacks: Sequence[Callable[[Row], None]],
+) -> Posterior:
+    model, settings = run.model, run.config
     run.find_checkpoint(resume)
     with private_pyro(), local_rng(settings.seed), _mode(model.adapter.peft_model, train=settings.dropout):
         run.go(loader, progress, callbacks)
     metadata = {"num_data": model.num_data, "kl_weight": settings.kl_weight, "fit": asdict(settings)}
-    return FitResult(Posterior(model, guide, history=run.history, metadata=metadata), run.history)
+    return Posterior(model, run.guide, history=run.history, metadata=metadata)
 
 
 class _Run:
@@ -153,8 +181,10 @@ class _Run:
         rows = []
         for batch, size in zip(batches, sizes, strict=True):
             share = size / sum(sizes) / config.num_particles
+            on_device = _to(batch, self.model.adapter.device)
+            num_draws = self.model.likelihood.most_draws(on_device, config.draws_per_batch)
             for _ in range(config.num_particles):
-                parts = self.elbo.parts(self.model, self.guide, _to(batch, self.model.adapter.device))
+                parts = self._estimate(on_device, num_draws)
                 loss = parts.loss(kl_weight) * (share / self.model.num_data)
                 _check_finite(loss, parts, step)
                 loss.backward()
@@ -172,13 +202,18 @@ class _Run:
             self.history.append(row)
         return row
 
+    def _estimate(self, batch: Batch, num_draws: int) -> ElboParts:
+        try:
+            return self.elbo.parts(self.model, self.guide, batch, num_draws)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"Step {self.step}: {error} {CURE}") from error
+
     def _clip_gradient(self, step: int) -> float:
         """Clips the gradient, where that is wanted, and returns the norm it had."""
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if not bool(norm.isfinite()):
             raise FloatingPointError(
-                f"Step {step}: the gradient of {self._first_broken()!r} is not finite. Lower learning_rate, or start "
-                "with a smaller scale."
+                f"Step {step}: the gradient of {self._first_broken()!r} is not finite. {CURE}"
             )
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, norm)
@@ -262,7 +297,7 @@ def _check_finite(loss: Tensor, parts: ElboParts, step: int) -> None:
     if not math.isfinite(loss.item()):
         raise FloatingPointError(
             f"Step {step}: the loss is {loss.item()}; the first site that is not finite is {parts.first_broken()!r}. "
-            "Lower learning_rate, or start with a smaller scale."
+            f"{CURE}"
         )
 
 

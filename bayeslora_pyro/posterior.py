@@ -63,6 +63,11 @@ class Posterior:
             sites = self._trace(0, 0).nodes.items()
         return {name: ("adapter", *_event_dims(site)) for name, site in sites if _event_dims(site)}
 
+    @property
+    def is_text(self) -> bool:
+        """Whether the observations are texts, which :meth:`log_likelihood` scores and :meth:`predict` does not know."""
+        return self.model.likelihood.is_text
+
     def sample(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Draws the latent sites. Shapes `(draw, L, …)`, by site name."""
         with _evaluating(self.model, self.guide):

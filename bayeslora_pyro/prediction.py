@@ -84,14 +84,26 @@ class RegressionPrediction:
         """The total predictive standard deviation. Shape `(item,)`."""
         return (self.aleatoric.square() + self.epistemic.square()).sqrt()
 
+    def in_units(self, mean: float, deviation: float) -> RegressionPrediction:
+        """The same prediction for targets that were standardised, in their own units.
+
+        Args:
+            mean: What was taken from the targets.
+            deviation: What they were divided by.
+        """
+        labels = None if self.labels is None else self.labels.double() * deviation + mean
+        return RegressionPrediction(self.loc * deviation + mean, self.scale * deviation, labels)
+
     def evaluate(self) -> dict[str, float]:
-        """RMSE, MAE, NLL and coverage of the 90 % interval against the labels."""
+        """RMSE, MAE, NLL, coverage of the 50 % and 90 % intervals, and Spearman of deviation and absolute error."""
         if self.labels is None:
             raise ValueError("The batches had no labels to evaluate against.")
         return {
             "rmse": metrics.rmse(self.loc, self.labels),
             "mae": metrics.mae(self.loc, self.labels),
             "nll": metrics.gaussian_mixture_nll(self.loc, self.scale, self.labels),
+            "coverage_50": metrics.interval_coverage(self.loc, self.scale, self.labels, 0.5),
             "coverage_90": metrics.interval_coverage(self.loc, self.scale, self.labels, 0.9),
+            "spearman": metrics.error_correlation(self.loc, self.scale, self.labels),
             "n": float(len(self.labels)),
         }

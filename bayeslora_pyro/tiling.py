@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bayeslora_pyro.types import Batch
+from bayeslora_pyro.types import Batch, main_input
 
 __all__ = ["draws_per_pass"]
 
@@ -62,9 +62,9 @@ def _has_vocabulary_head(model: nn.Module) -> bool:
 
 def _shape(batch: Batch) -> tuple[int, int]:
     """The number of items and of tokens; an image counts its pixels in patches of 16."""
+    first = main_input(batch)
     if "input_ids" in batch:
-        return int(batch["input_ids"].shape[0]), int(batch["input_ids"].shape[1])
-    first = next(value for value in batch.values() if isinstance(value, Tensor))
+        return int(first.shape[0]), int(first.shape[1])
     return int(first.shape[0]), max(1, int(first[0].numel()) // 768)
 
 

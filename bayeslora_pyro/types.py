@@ -9,7 +9,16 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch.distributions import Transform
 
-__all__ = ["WEIGHT_DIMS", "Batch", "FactorStack", "Role", "TransformFactory", "Weights", "named_dims"]
+__all__ = [
+    "WEIGHT_DIMS",
+    "Batch",
+    "FactorStack",
+    "Role",
+    "TransformFactory",
+    "Weights",
+    "main_input",
+    "named_dims",
+]
 
 WEIGHT_DIMS = ("out_feature", "in_feature")
 """The names of the dimensions of a factor."""
@@ -18,6 +27,9 @@ Role: TypeAlias = Literal["A", "B"]
 
 Batch: TypeAlias = Mapping[str, Any]
 """What a Hugging Face collator yields: tensors by argument name, labels under ``labels``."""
+
+MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
+"""What `transformers` calls the inputs that have a row per item: of text, images and sound."""
 
 TransformFactory: TypeAlias = Callable[[int], Transform]
 """A flow: from the number of dimensions to a bijective transform of vectors of that size."""
@@ -50,3 +62,20 @@ Weights: TypeAlias = Mapping[str, torch.Tensor]
 def named_dims(names: tuple[str, ...]) -> Any:
     """Names the event dimensions of a site, for `pyro.sample(…, infer=named_dims(names))`; diagnostics read them."""
     return {"event_dims": names}
+
+
+def main_input(batch: Batch) -> torch.Tensor:
+    """The input of the model that has a row per item: tokens, pixels or sound, else the first tensor but the labels.
+
+    Raises:
+        ValueError: If the batch has no such tensor.
+    """
+    names = (*MAIN_INPUTS, *(name for name in batch if name != "labels"))
+    values = (batch.get(name) for name in names)
+    found = next((value for value in values if isinstance(value, torch.Tensor) and value.dim()), None)
+    if found is None:
+        raise ValueError(
+            f"batch has no tensor with a row per item, only {', '.join(map(repr, batch)) or 'nothing'}: give what "
+            "a collator yields, such as input_ids or pixel_values."
+        )
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, cast, final
+from typing import Any, ClassVar, Protocol, Self, cast, final
 
 import pyro
 import pyro.distributions as dist
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from bayeslora_pyro.abstract import AbstractPyroModule
+from bayeslora_pyro.plates import draws_plate
 from bayeslora_pyro.types import WEIGHT_DIMS, Batch, FactorStack, Weights, named_dims
 
 __all__ = ["Guide", "GuidedModel", "GuidedPrior"]
@@ -112,6 +113,11 @@ class Guide(AbstractPyroModule):
     def _set_location(self, stack: FactorStack, latent: Tensor) -> None:
         """Moves the centre of the base distribution."""
 
+    @final
+    def fresh(self, model: GuidedModel, seed: int) -> Self:
+        """Makes the guide anew, for another model and from another seed."""
+        return type(self)(model, **(self.config() | {"seed": seed}))
+
     @property
     def model(self) -> GuidedModel:
         """The model that is approximated."""
@@ -138,18 +144,23 @@ class Guide(AbstractPyroModule):
         return cast(Tensor, self._own(stack).raw_noise_scale).sigmoid()
 
     @final  # type: ignore[misc]
-    def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
+    def forward(self, batch: Batch | None = None, num_draws: int = 1) -> dict[str, Tensor]:
         """Samples the latent sites of all stacks, and the weights where they are a site of their own.
 
+        Args:
+            batch: What the model takes; of no account here.
+            num_draws: The number of draws S that share the batch.
+
         Returns:
-            The weights by stack name, `(..., L, d_o, d_i)`.
+            The weights by stack name, `(L, d_o, d_i)`, or `(S, L, d_o, d_i)` for several draws.
         """
         weights = {}
-        for stack in self.stacks:
-            prior = self.model.prior_of(stack)
-            if prior.latent is not None:
-                with pyro.plate(stack.name, len(stack), dim=-1):
-                    weights[stack.name] = self._sample_stack(stack, prior)
+        with draws_plate(num_draws):
+            for stack in self.stacks:
+                prior = self.model.prior_of(stack)
+                if prior.latent is not None:
+                    with pyro.plate(stack.name, len(stack), dim=-1):
+                        weights[stack.name] = self._sample_stack(stack, prior)
         return weights
 
     def _sample_stack(self, stack: FactorStack, prior: GuidedPrior) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import pyro
 import pyro.distributions as dist
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from bayeslora_pyro.abstract import AbstractPyroModule
-from bayeslora_pyro.types import Batch
+from bayeslora_pyro.types import Batch, main_input
 
 __all__ = ["Choice", "Classification", "Likelihood", "NextToken", "Regression"]
 
@@ -24,6 +24,9 @@ class Likelihood(AbstractPyroModule):
 
     The outputs may be those of S tiles of the batch: then the distribution has the batch shape `(S, items)`.
     """
+
+    is_text: ClassVar[bool] = False
+    """Whether an observation is a text, which is scored and not predicted."""
 
     @abstractmethod
     def distribution(self, outputs: Any, batch: Batch) -> TorchDistribution:
@@ -38,8 +41,15 @@ class Likelihood(AbstractPyroModule):
         return batch.get("labels")
 
     def num_items(self, batch: Batch) -> int:
-        """The number of items of a batch."""
-        return int(batch["input_ids"].shape[0])
+        """The number of items of a batch: of rows of the first input of the language model."""
+        return int(main_input(batch).shape[0])
+
+    def most_draws(self, batch: Batch, wanted: int) -> int:
+        """The largest number of draws, up to the one wanted, that can share the items of a batch evenly."""
+        return next(count for count in range(wanted, 0, -1) if self._can_share(batch, count))
+
+    def _can_share(self, batch: Batch, count: int) -> bool:
+        return self.num_items(batch) % count == 0
 
     def model_arguments(self, batch: Batch) -> dict[str, Any]:
         """Further arguments for the language model."""
@@ -119,6 +129,16 @@ class Choice(Likelihood):
             return super().num_items(batch)
         return int(batch["item"].max()) + 1
 
+    def _can_share(self, batch: Batch, count: int) -> bool:
+        """Whether equal parts of the rows hold whole items, options and all."""
+        if self.label_tokens is not None:
+            return super()._can_share(batch, count)
+        item = batch["item"]
+        if len(item) % count:
+            return False
+        parts = item.reshape(count, -1)
+        return bool((parts[1:, 0] != parts[:-1, -1]).all())
+
     def model_arguments(self, batch: Batch) -> dict[str, Any]:
         """Asks for the logits of the last tokens only: a vocabulary is large."""
         return {"logits_to_keep": self._num_logits(batch)}
@@ -172,6 +192,8 @@ class Choice(Likelihood):
 @final
 class NextToken(Likelihood):
     """Every token of a text given those before it; tokens whose label is -100 do not count."""
+
+    is_text: ClassVar[bool] = True
 
     def config(self) -> dict[str, Any]:
         """The arguments that make this likelihood again."""

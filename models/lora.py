@@ -16,6 +16,7 @@ from bayeslora_pyro.models.base import Prior
 from bayeslora_pyro.models.gaussian import GaussianPrior, PointPrior
 from bayeslora_pyro.models.inducing import InducingPrior
 from bayeslora_pyro.models.likelihoods import Choice, Classification, Likelihood, NextToken, Regression
+from bayeslora_pyro.plates import draws_plate
 from bayeslora_pyro.types import Batch, FactorStack, Role, Weights
 
 __all__ = ["LIKELIHOODS", "PRIORS", "BayesianLora"]
@@ -49,6 +50,7 @@ class BayesianLora(PyroModule):
         num_data: The number of items of the data set, to which the likelihood of a batch is scaled.
         adapter_name: Which adapter of the PEFT model; the active one by default.
         seed: The seed of everything that starts at random.
+        initial: The factors where guides may start, by stack name; those of the PEFT model by default.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class BayesianLora(PyroModule):
         *,
         adapter_name: str | None = None,
         seed: int = 0,
+        initial: Weights | None = None,
     ) -> None:
         super().__init__()
         if num_data < 1:
@@ -67,6 +70,7 @@ class BayesianLora(PyroModule):
         self.num_data = num_data
         self.seed = seed
         self.adapter = Adapter(peft_model, adapter_name)
+        self._initial = None if initial is None else dict(initial)
         self.likelihood = copy.deepcopy(_look_up("likelihood", likelihood, LIKELIHOODS))
         self.priors = self._setup_priors(prior)
         head = self.adapter.head_parameters()
@@ -99,30 +103,76 @@ class BayesianLora(PyroModule):
         return cast(Prior, self.priors["AB" if "AB" in self.priors else stack.role])
 
     def lora_weights(self) -> dict[str, Tensor]:
-        """The factors that the PEFT model has. Shapes `(L, d_o, d_i)`."""
-        return self.adapter.lora_weights()
+        """The factors where guides may start, those that the PEFT model has. Shapes `(L, d_o, d_i)`."""
+        return self.adapter.lora_weights() if self._initial is None else dict(self._initial)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Samples all factors, runs the language model, and samples or observes `y`."""
-        y: Tensor = self.likelihood(self.run_with(self.sample_weights(), batch), batch, self.num_data)
+    def fresh(self, seed: int) -> BayesianLora:
+        """Makes the model anew from another seed, for an independent fit.
+
+        The prior starts from the seed. So do the factors and the matrices of the head, with the spread that they have
+        in the PEFT model; unless its LoRA is trained (its factors B are not zero): then they start there.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        initial = self.adapter.lora_weights()
+        trained = any(bool(initial[stack.name].any()) for stack in self.stacks if stack.role == "B")
+        priors: Any = {
+            roles: type(prior)(**cast(Prior, prior).config()) for roles, prior in self.priors.items()
+        }
+        model = BayesianLora(
+            self.adapter.peft_model,
+            priors,
+            type(self.likelihood)(**self.likelihood.config()),
+            self.num_data,
+            adapter_name=self.adapter.adapter_name,
+            seed=seed,
+            initial=initial if trained else {k: _redrawn(w, generator) for k, w in initial.items()},
+        )
+        if not trained:
+            with torch.no_grad():
+                for parameter in model.head:
+                    if parameter.dim() > 1:
+                        parameter.copy_(_redrawn(parameter, generator))
+        return model
+
+    def forward(self, batch: Batch, num_draws: int = 1) -> Tensor:
+        """Samples all factors, runs the language model, and samples or observes `y`.
+
+        Args:
+            batch: What a collator yields.
+            num_draws: The number of draws that share the batch: each serves an equal part of its items.
+        """
+        outputs = self.run_with(self.sample_weights(num_draws), batch, shared=num_draws > 1)
+        y: Tensor = self.likelihood(outputs, batch, self.num_data)
         return y
 
-    def sample_weights(self) -> dict[str, Tensor]:
-        """Samples all factors, by stack name. Shapes `(..., L, d_o, d_i)`."""
+    def sample_weights(self, num_draws: int = 1) -> dict[str, Tensor]:
+        """Samples all factors, by stack name. Shapes `(L, d_o, d_i)`, or `(S, L, d_o, d_i)` for S draws."""
         weights = {}
-        for stack in self.stacks:
-            with pyro.plate(stack.name, len(stack), dim=-1):
-                weights[stack.name] = self.prior_of(stack).sample_weights(stack)
+        with draws_plate(num_draws):
+            for stack in self.stacks:
+                with pyro.plate(stack.name, len(stack), dim=-1):
+                    weights[stack.name] = self.prior_of(stack).sample_weights(stack)
         return weights
 
-    def run_with(self, weights: Weights, batch: Batch) -> Any:
-        """Runs the language model with given factors and the head of this model."""
-        head = self.head_values()
-        return self.adapter.run_with(weights, batch, head, **self.likelihood.model_arguments(batch))
+    def run_with(self, weights: Weights, batch: Batch, *, shared: bool = False) -> Any:
+        """Runs the language model with given factors and the head of this model.
+
+        Args:
+            weights: The factors by stack name.
+            batch: What a collator yields.
+            shared: Whether S draws share the items of the batch, instead of each seeing all of them.
+        """
+        head, options = self.head_values(), self.likelihood.model_arguments(batch)
+        return self.adapter.run_with(weights, batch, head, shared=shared, **options)
 
     def head_values(self) -> dict[str, Tensor]:
         """The parameters outside LoRA, by their names in the PEFT model."""
         return dict(zip(self.head_names, self.head, strict=True))
+
+
+def _redrawn(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Draws a tensor of the same spread."""
+    return values.std() * torch.randn(values.shape, generator=generator).to(values)
 
 
 def _look_up(argument: str, value: Any, table: Mapping[str, type[Any]]) -> Any:

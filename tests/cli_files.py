@@ -15,20 +15,35 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from bayeslora_pyro import Posterior
 from bayeslora_pyro.cli import main
+from bayeslora_pyro.tasks import load_base_model
 
 GOOD = ("lovely", "great", "superb")
 BAD = ("awful", "dull", "poor")
 THINGS = ("film", "plot", "cast", "music")
 WORDS = (*GOOD, *BAD, *THINGS, "the", "is", "day", "Question", "Answer", ":", *map(str, range(200)))
+LETTERS = (*WORDS, *"ABC")  # what a decoder answers lettered choices with
 
 FAST = ["--num-steps", "4", "--batch-size", "8", "--r", "2", "--prior.rows", "3", "--prior.cols", "3"]
 """Flags of a fit that takes no time."""
+
+MOODS = ["--text-column", "review", "--label-column", "mood"]
+"""The columns of a classification of reviews."""
+
+STARS = ["--text-column", "review", "--target-column", "stars"]
+"""The columns of a regression on reviews."""
 
 
 def bayeslora(*arguments: object) -> int:
     """Runs the command in this process."""
     return main([str(argument) for argument in arguments])
+
+
+def load_run(folder: Path, base: Path) -> Posterior:
+    """Loads the posterior of a run over a tiny BERT with two classes, without the command."""
+    base_model, _ = load_base_model(str(base), task_type="classification", num_labels=2)
+    return Posterior.load(folder, base_model)
 
 
 def save_bert(folder: Path) -> Path:
@@ -44,14 +59,14 @@ def save_bert(folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         BertModel(config).save_pretrained(folder)
-    _save_tokenizer(folder, "[CLS] $A [SEP]", max_length=24)
+    _save_tokenizer(folder, "[CLS] $A [SEP]", WORDS, max_length=24)
     return folder
 
 
 def save_llama(folder: Path) -> Path:
     """Saves a tiny Llama and its tokenizer."""
     config = LlamaConfig(
-        vocab_size=len(WORDS) + 4,
+        vocab_size=len(LETTERS) + 4,
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -62,13 +77,13 @@ def save_llama(folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
-    _save_tokenizer(folder, "[CLS] $A", max_length=48)
+    _save_tokenizer(folder, "[CLS] $A", LETTERS, max_length=48)
     return folder
 
 
-def _save_tokenizer(folder: Path, template: str, max_length: int) -> None:
+def _save_tokenizer(folder: Path, template: str, words: tuple[str, ...], max_length: int) -> None:
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-    vocabulary = {word: index for index, word in enumerate((*special, *WORDS))}
+    vocabulary = {word: index for index, word in enumerate((*special, *words))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(
@@ -142,9 +157,8 @@ def fitted(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fitted")
     write(folder / "reviews.csv", reviews(60))
     write(folder / "others.jsonl", reviews(12, seed=1))
-    columns = ["--text-column", "review", "--label-column", "mood"]
     done = bayeslora(
-        "fit", "--model", bert, "--data", folder / "reviews.csv", *columns, *FAST, "--output", folder / "run"
+        "fit", "--model", bert, "--data", folder / "reviews.csv", *MOODS, *FAST, "--output", folder / "run"
     )
     assert done == 0
     return folder

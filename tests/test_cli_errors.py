@@ -72,6 +72,12 @@ MISTAKES = {
     "noise out of range": (f"{FIT} --guide.noise-scale 2", ["--guide.noise-scale 2", "between 0 and 1"]),
     "unknown module": (f"{FIT} --target-modules querry", ["--target-modules", "'querry'", "query, value"]),
     "text too long": (f"{FIT} --max-length 500", ["--max-length 500", "24 tokens"]),
+    "scoring of no choices": (f"{FIT} --choice-scoring mean", ["--choice-scoring mean", "classification"]),
+    "unknown scoring": (f"{FIT} --choice-scoring max", ["--choice-scoring max", "sum, mean, letters"]),
+    "more choices than known letters": (
+        "fit --model {llama} --data five.jsonl --choice-scoring letters",
+        ["--choice-scoring letters", "single tokens"],
+    ),
     "unknown device": (f"{FIT} --device gpu", ["--device gpu", "give cpu"]),
     "missing file": (
         "fit --model {bert} --data review.csv",
@@ -153,6 +159,7 @@ def shelf(fitted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(fitted / "reviews.csv", folder)
     write(folder / "more.csv", reviews(10, seed=2))
     write(folder / "quiz.jsonl", questions(20))
+    write(folder / "five.jsonl", [{**row, "choices": list("abcde"), "label": 3} for row in questions(20)])
     write(folder / "constant.csv", [{**row, "stars": 5} for row in rows])
     write(folder / "other.csv", [{**row, "mood": "good" if row["mood"] == "pos" else "bad"} for row in rows])
     (folder / "bad.jsonl").write_text('{"text": "a", "label": 1}\n{"text": \n')
@@ -197,12 +204,12 @@ def _change(run: Path, **values: object) -> None:
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistake_is_named_in_one_line(
-    name: str, shelf: Path, fitted: Path, bert: Path, capfd, monkeypatch
+    name: str, shelf: Path, fitted: Path, bert: Path, llama: Path, capfd, monkeypatch
 ) -> None:
     line, fragments = MISTAKES[name]
     monkeypatch.chdir(shelf)
     before = snapshot(shelf)
-    assert bayeslora(*line.format(bert=bert, run=fitted / "run").split()) == 2
+    assert bayeslora(*line.format(bert=bert, llama=llama, run=fitted / "run").split()) == 2
     captured = capfd.readouterr()
     (message,) = captured.err.splitlines()
     assert message.startswith("bayeslora: ")

@@ -59,23 +59,63 @@ class TestSampler:
         assert make(name).rsample((2, 3)).shape == (2, 3, *make(name).batch_shape, *make(name).event_shape)
 
 
-def test_conditional_comes_from_the_joint():
-    # Schur complement of (vec W | vec U) in the joint of the augmented matrix, [[W, .], [., U]].
+class TestJoint:
+    """The conditional is the Schur complement of (vec W | vec U) in the joint of the augmented [[W, .], [., U]]."""
+
     values = symbols("wide", nugget=0.7) | {"noise_scale": torch.tensor(1.0).double()}
-    factors = []
-    for z, d in ((values["z_row"], values["d_row"]), (values["z_col"], values["d_col"])):
-        identity = torch.eye(z.shape[-1], dtype=torch.float64)
-        factors.append(torch.cat([torch.cat([identity, z.T], 1), torch.cat([z, z @ z.T + (d**2).diag()], 1)]))
-    joint, (_, p, q, d_o, d_i) = torch.kron(*factors), SHAPES["wide"]
-    index = torch.arange(len(joint)).reshape(d_o + p, d_i + q)
-    w, u = index[:d_o, :d_i].flatten(), index[d_o:, d_i:].flatten()
-    operator = torch.linalg.solve(joint[u][:, u], joint[u][:, w]).T
-    covariance = joint[w][:, w] - operator @ joint[u][:, w]
-    l_row, l_col = (torch.linalg.cholesky(f[n:, n:]) for f, n in zip(factors, (d_o, d_i), strict=True))
-    inducing = l_row @ values["latent"] @ l_col.T
-    centre, root = affine(InducedNormal.from_locations(**values).rsample)
-    close(centre, values["scale"] * operator @ inducing.flatten())
-    close(root @ root.T, values["scale"] ** 2 * covariance)
+
+    def joint(self):
+        """The covariances of the rows and of the columns of the augmented matrix."""
+        for z, d in (("z_row", "d_row"), ("z_col", "d_col")):
+            z, d = self.values[z], self.values[d]
+            identity = torch.eye(z.shape[-1], dtype=torch.float64)
+            yield torch.cat([torch.cat([identity, z.T], 1), torch.cat([z, z @ z.T + (d**2).diag()], 1)])
+
+    def inducing(self):
+        """The inducing matrix `U = L_r V L_c^T`."""
+        (_, _, _, d_o, d_i), (rows, cols) = SHAPES["wide"], self.joint()
+        l_row, l_col = torch.linalg.cholesky(rows[d_o:, d_o:]), torch.linalg.cholesky(cols[d_i:, d_i:])
+        return l_row @ self.values["latent"] @ l_col.T
+
+    def check(self, distribution):
+        joint, (_, p, q, d_o, d_i) = torch.kron(*self.joint()), SHAPES["wide"]
+        index = torch.arange(len(joint)).reshape(d_o + p, d_i + q)
+        w, u = index[:d_o, :d_i].flatten(), index[d_o:, d_i:].flatten()
+        operator = torch.linalg.solve(joint[u][:, u], joint[u][:, w]).T
+        covariance = joint[w][:, w] - operator @ joint[u][:, w]
+        centre, root = affine(distribution.rsample)
+        close(centre, self.values["scale"] * operator @ self.inducing().flatten())
+        close(root @ root.T, self.values["scale"] ** 2 * covariance)
+
+    def test_conditional_comes_from_it(self):
+        self.check(InducedNormal.from_locations(**self.values))
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            lambda values: {"d_row": 1.01 * values["d_row"]},
+            lambda values: {"d_col": 0 * values["d_col"] + 1e-3},
+            lambda values: {"z_col": values["z_col"].flip(0)},
+            lambda values: {"noise_scale": 1.01 * values["noise_scale"]},
+            lambda values: {"latent": TestJoint().inducing()},
+        ],
+        ids=["nugget", "no nugget", "order of the rows", "noise", "not whitened"],
+    )
+    def test_another_conditional_would_be_caught(self, fault):
+        with pytest.raises(AssertionError):
+            self.check(InducedNormal.from_locations(**self.values | fault(self.values)))
+
+    def test_mean_alone_would_be_caught(self, monkeypatch):
+        distribution = InducedNormal.from_locations(**self.values)
+        original = InducedNormal._white_noise
+
+        def no_correction(self, shape):
+            white, inducing = original(self, shape)
+            return white, torch.zeros_like(inducing)
+
+        monkeypatch.setattr(InducedNormal, "_white_noise", no_correction)
+        with pytest.raises(AssertionError):
+            self.check(distribution)
 
 
 class TestMatheronRuleOfThePaper:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from torch.distributions import MultivariateNormal, constraints, kl_divergence
+from torch.distributions import constraints, kl_divergence
 
 from bayeslora_pyro import elbo as elbo_module
 from bayeslora_pyro.elbo import ElboParts, PartsELBO
@@ -115,25 +115,6 @@ def reversed_kl(q, p):
     if isinstance(q, dist.Delta):
         return -kl_divergence(q, p)
     return kl_divergence(p, q)
-
-
-def test_divergence_of_the_inducing_matrix_is_that_of_the_unwhitened_one():
-    model, guide = make("inducing", "mean_field")
-    parts = PartsELBO().parts(model.sample_weights, guide)
-    for stack in model.stacks:
-        q, total = guide.get_base_dist(stack).base_dist, 0.0
-        conditional = model.prior_of(stack).conditional(stack, q.loc)
-        for index in range(len(stack)):
-            k_row, k_col = (
-                side.locations[index] @ side.locations[index].T + side.nuggets[index].square().diag()
-                for side in (conditional.rows, conditional.cols)
-            )
-            lift = torch.kron(torch.linalg.cholesky(k_row), torch.linalg.cholesky(k_col))
-            covariance = lift @ q.scale[index].flatten().square().diag() @ lift.T
-            unwhitened = MultivariateNormal(lift @ q.loc[index].flatten(), covariance)
-            prior = MultivariateNormal(torch.zeros(len(lift)).double(), torch.kron(k_row, k_col))
-            total = total + kl_divergence(unwhitened, prior)
-        close(parts.kl[f"{stack.name}.V"], total.detach())
 
 
 def test_divergence_of_the_weights_is_that_of_the_paper():

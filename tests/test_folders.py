@@ -11,7 +11,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import BertForSequenceClassification
 
-import bayeslora_pyro.folders
 from bayeslora_pyro.adapters import PEFT_CONFIG, PEFT_TENSORS
 from bayeslora_pyro.folders import CONFIG, TENSORS
 from bayeslora_pyro.guides import GUIDES, FlowGuide, MeanFieldGuide
@@ -280,7 +279,15 @@ def test_a_foreign_folder_is_refused_and_untouched(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    "where", ["write_folder", "write_tensors", "describe_guide", "describe_base", "flush"]
+    "where",
+    [
+        "folders.write_folder",
+        "folders.write_tensors",
+        "folders.describe_guide",
+        "folders.describe_base",
+        "replacing.flush",
+        "replacing._move_in",
+    ],
 )
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_an_error_amid_saving_leaves_the_old_folder_whole(
@@ -291,7 +298,7 @@ def test_an_error_amid_saving_leaves_the_old_folder_whole(
     def fail(*args: Any) -> None:
         raise error("amid")
 
-    monkeypatch.setattr(bayeslora_pyro.folders, where, fail)
+    monkeypatch.setattr(f"bayeslora_pyro.{where}", fail)
     with pytest.raises(error, match="amid"):
         posterior_of("gaussian").save(saved)
     with pytest.raises(error, match="amid"):

@@ -280,6 +280,35 @@ def test_nan_divergence_names_its_site() -> None:
         fit(model, guide, data(), progress=False)
 
 
+def test_locations_that_cannot_be_factorized_name_step_and_site(tmp_path: Any) -> None:
+    """What a step too long does to them: rows so far apart, or so alike, that float64 does not see the nuggets."""
+    model, guide = regression()
+    locations = model.get_parameter("priors.AB.A_2x16.z_row")
+    states: list[dict[str, Tensor]] = []
+
+    def throw(row: dict[str, float]) -> None:
+        with torch.no_grad():
+            locations.fill_(1e20 if row["step"] == 1 else 1.0)
+        states.append({name: p.detach().clone() for name, p in learned(model, guide).items()})
+
+    message = r"Step 2: site 'A_2x16.W' cannot be computed \(linalg.cholesky: .*\)\. Lower learning_rate"
+    batches, file = [tiny_batch("regression")], tmp_path / "run"
+    with pytest.raises(FloatingPointError, match=message):
+        fit(model, guide, batches, num_steps=9, progress=False, checkpoint=file, callbacks=[throw])
+    tensors, header = read_tensors(file)
+    assert len(header["history"]) == len(states) == 2
+    for name, value in learned(model, guide).items():
+        assert torch.equal(value, states[-1][name])
+        assert torch.equal(value, tensors[name])
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_absurd_learning_rates_stop_the_fit(guide: str) -> None:
+    for learning_rate in (10.0, 1e4, 1e20):
+        with pytest.raises(FloatingPointError, match=r"Step \d+: .*'.*'.*Lower learning_rate"):
+            fit(*pair(guide=guide), data(), num_steps=15, learning_rate=learning_rate, progress=False)
+
+
 def test_broken_gradient_names_its_parameter_and_moves_nothing(tmp_path: Any) -> None:
     model, guide = pair()
     steps: list[int] = []

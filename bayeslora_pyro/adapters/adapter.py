@@ -104,7 +104,13 @@ class Adapter:
         }
 
     def run_with(
-        self, weights: Weights, batch: Batch, head: Mapping[str, Tensor] | None = None, **kwargs: Any
+        self,
+        weights: Weights,
+        batch: Batch,
+        head: Mapping[str, Tensor] | None = None,
+        *,
+        shared: bool = False,
+        **kwargs: Any,
     ) -> Any:
         """Runs the PEFT model on a batch with these factors.
 
@@ -113,14 +119,21 @@ class Adapter:
                 times and tile `s` sees the factors `[s]`.
             batch: What a collator yields; what the model does not take is left out, and so are the labels.
             head: Values for parameters outside LoRA, by name.
+            shared: Whether S draws share the batch instead: part `s` of S equal parts sees the factors `[s]`.
             kwargs: Further arguments for the model.
 
         Returns:
-            The output of the model, for `S * items` items.
+            The output of the model, for `S * items` items, or for `items` if they are shared.
+
+        Raises:
+            ValueError: If the draws cannot share the rows of the batch evenly.
         """
         inputs = {name: value for name, value in batch.items() if name in self._accepted}
         if (num_draws := _num_draws(weights)) is not None:
-            inputs = {name: _repeat(value, num_draws) for name, value in inputs.items()}
+            if shared:
+                _check_shares(inputs, num_draws)
+            else:
+                inputs = {name: _repeat(value, num_draws) for name, value in inputs.items()}
         if "use_cache" in self._accepted:
             kwargs = {"use_cache": False} | kwargs  # the keys and values of all tokens, that nobody reads
         with self.bind(weights, head):
@@ -173,6 +186,14 @@ def _repeat(value: Any, count: int) -> Any:
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
     return value.repeat(count, *[1] * (value.dim() - 1))
+
+
+def _check_shares(inputs: Mapping[str, Any], num_draws: int) -> None:
+    rows = next(v.shape[0] for v in inputs.values() if isinstance(v, Tensor) and v.dim() > 0)
+    if rows % num_draws:
+        raise ValueError(
+            f"num_draws={num_draws} draws cannot share {rows} rows evenly: give a divisor of it."
+        )
 
 
 def _num_draws(weights: Weights) -> int | None:

@@ -12,20 +12,23 @@ import torch
 from torch import nn
 
 from bayeslora_pyro.adapters import add_lora
+from bayeslora_pyro.cli.choices import choice_form, choice_likelihood
 from bayeslora_pyro.cli.errors import CommandError, blame, one_line
+from bayeslora_pyro.cli.units import TargetPosterior
 from bayeslora_pyro.config import FitConfig
 from bayeslora_pyro.methods import METHODS, Recipe
-from bayeslora_pyro.models import BayesianLora
+from bayeslora_pyro.models import BayesianLora, Likelihood
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.tasks import (
     PACKAGED_MODELS,
     Examples,
+    Form,
     default_target_modules,
     load_base_model,
     make_loader,
 )
 
-__all__ = ["Language", "adapt", "load_language", "load_posterior", "make_recipe"]
+__all__ = ["Language", "adapt", "load_language", "load_posterior", "make_likelihood", "make_recipe"]
 
 _KINDS = {
     "classification": ("classification", "SEQ_CLS", "classification"),
@@ -52,11 +55,13 @@ class Language:
         base_model: The base model.
         tokenizer: Its tokenizer.
         max_length: The longest text in tokens.
+        form: How examples become tokens; None for the usual form of their kind.
     """
 
     base_model: Any
     tokenizer: Any
     max_length: int
+    form: Form | None = None
 
     def loader(self, examples: Examples, batch_size: int, *, training: bool = False, seed: int = 0) -> Any:
         """Batches of examples of like length; for training shuffled, as the seed decides."""
@@ -67,6 +72,7 @@ class Language:
             shuffle=training,
             seed=seed,
             max_length=self.max_length,
+            form=self.form,
             group_by_length=True,
         )
 
@@ -82,7 +88,7 @@ def load_language(
         num_classes: The number of classes; ignored unless the kind is `"classification"`.
         max_length: The longest text in tokens; None for 128, or what the model takes.
     """
-    name = options["model"]
+    name, form = options["model"], choice_form(options, kind)
     dtype = None if options["dtype"] is None else getattr(torch, options["dtype"])
     num_labels = num_classes if kind == "classification" else None
     task_type: Any = _KINDS[kind][0]
@@ -95,7 +101,7 @@ def load_language(
         base_model.to(device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise CommandError(f"--device {device} is not to be had here: give cpu, or leave it out") from error
-    return Language(base_model, tokenizer, _max_length(base_model, tokenizer, max_length))
+    return Language(base_model, tokenizer, _max_length(base_model, tokenizer, max_length), form)
 
 
 @contextmanager
@@ -144,10 +150,18 @@ def check_method(name: str) -> None:
         raise CommandError(f"--method {name} is not known: give one of {', '.join(METHODS)}")
 
 
-def make_recipe(peft_model: nn.Module, options: Mapping[str, Any], kind: str, num_data: int) -> Recipe:
+def make_likelihood(language: Language, options: Mapping[str, Any], examples: Examples) -> Likelihood | str:
+    """The likelihood of the kind of the examples, or its name."""
+    if examples.kind == "choice":
+        return choice_likelihood(options, language.tokenizer, examples.num_outcomes)
+    return _KINDS[examples.kind][2]
+
+
+def make_recipe(
+    peft_model: nn.Module, options: Mapping[str, Any], likelihood: Likelihood | str, num_data: int
+) -> Recipe:
     """Makes a method ready, with what the options change of its prior, its guide and its fit."""
-    seed = options["seed"]
-    recipe = METHODS[options["method"]](peft_model, _KINDS[kind][2], num_data, seed=seed)
+    recipe = METHODS[options["method"]](peft_model, likelihood, num_data, seed=options["seed"])
     prior = {
         name.partition(".")[2]: value
         for name, value in options.items()
@@ -193,10 +207,11 @@ def _named(prior: dict[str, Any], guide: dict[str, Any], flags: Mapping[str, str
     return ", ".join(f"{flag} {value}" for flag, value in given.items())
 
 
-def load_posterior(folder: Path, language: Language) -> Posterior:
-    """Loads the posterior of a run over its base model."""
+def load_posterior(folder: Path, language: Language, kind: str) -> Posterior:
+    """Loads the posterior of a run over its base model; of a regression, one in the units of the targets."""
+    family = TargetPosterior if kind == "regression" else Posterior
     with blame("DIR"):
-        posterior = Posterior.load(folder, language.base_model)
+        posterior = family.load(folder, language.base_model)
     device = language.base_model.device
     posterior.model.to(device)
     posterior.guide.to(device)

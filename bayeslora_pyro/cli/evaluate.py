@@ -16,14 +16,14 @@ from bayeslora_pyro.cli.loaded import LoadedRun
 from bayeslora_pyro.cli.plans import Plan
 from bayeslora_pyro.cli.runs import write_json
 from bayeslora_pyro.cli.terminal import figures, say, show_facts, show_table, tracked
-from bayeslora_pyro.prediction import Prediction, RegressionPrediction
+from bayeslora_pyro.prediction import Prediction
 from bayeslora_pyro.tasks import Examples
 
 __all__ = ["run"]
 
 _COLUMNS = {
     "classification": ("accuracy", "nll", "ece", "brier", "auroc_entropy", "auroc_information"),
-    "regression": ("rmse", "mae", "nll", "coverage_90"),
+    "regression": ("rmse", "mae", "nll", "coverage_50", "coverage_90", "spearman"),
     "text": ("nll", "perplexity"),
 }
 _COLUMNS["choice"] = _COLUMNS["classification"]
@@ -34,7 +34,9 @@ _HEADS = {
     "brier": "Brier",
     "rmse": "RMSE",
     "mae": "MAE",
+    "coverage_50": "In 50%",
     "coverage_90": "In 90%",
+    "spearman": "Spearman",
     "perplexity": "Perplexity",
     "auroc_entropy": "AUROC H",
     "auroc_information": "AUROC MI",
@@ -58,17 +60,8 @@ class _Scorer:
     seed: int
 
     def predict(self, name: str, examples: Examples) -> Any:
-        """Predicts each item with each draw; a regression in the units of the targets."""
-        prediction = self.run.posterior.predict(self._batches(name, examples), self.num_draws, self.seed)
-        scale = self.run.target
-        if scale is None or not isinstance(prediction, RegressionPrediction):
-            return prediction
-        labels = prediction.labels
-        return RegressionPrediction(
-            prediction.loc * scale.deviation + scale.mean,
-            prediction.scale * scale.deviation,
-            None if labels is None else labels.double() * scale.deviation + scale.mean,
-        )
+        """Predicts each item with each draw."""
+        return self.run.posterior.predict(self._batches(name, examples), self.num_draws, self.seed)
 
     def score_text(self, name: str, examples: Examples) -> Row:
         """The mean negative log-likelihood of a token, in nats, under the posterior predictive of whole texts."""
@@ -166,6 +159,10 @@ def _show(opened: LoadedRun, scorer: _Scorer, rows: Mapping[str, Row], temperatu
         if "scaled" in row:
             lines.append(["  scaled", "", *(figures(row["scaled"].get(column)) for column in columns)])
     show_table(["Set", "n", *(_HEADS[column] for column in columns)], lines)
+    if "spearman" in columns:
+        say(
+            "Spearman: the rank correlation of predictive standard deviation and absolute error; 0 is chance."
+        )
     if "auroc_entropy" in columns:
         say(
             f"AUROC: how often an item of the set is more uncertain than one of {next(iter(rows))}, by entropy (H) or "

@@ -14,16 +14,23 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from bayeslora_pyro import __version__
 from bayeslora_pyro.checkpoints import read_tensors
-from bayeslora_pyro.cli.building import Language, adapt, check_method, load_language, make_recipe
+from bayeslora_pyro.cli.building import (
+    Language,
+    adapt,
+    check_method,
+    load_language,
+    make_likelihood,
+    make_recipe,
+)
 from bayeslora_pyro.cli.data import RunData, load_run_data
 from bayeslora_pyro.cli.errors import blame, one_line
 from bayeslora_pyro.cli.plans import PATHS, Plan, rooted
 from bayeslora_pyro.cli.runs import CHECKPOINT, FORMAT, RECORD, write_json
 from bayeslora_pyro.cli.terminal import say, show_facts, working
-from bayeslora_pyro.folders import new_folder
 from bayeslora_pyro.inference import FitResult
 from bayeslora_pyro.methods import Recipe
 from bayeslora_pyro.parameters import count_parameters
+from bayeslora_pyro.replacing import new_folder
 from bayeslora_pyro.tasks import PACKAGED_MODELS, TASKS
 
 __all__ = ["run"]
@@ -48,7 +55,8 @@ def run(plan: Plan) -> None:
     with working(f"loading {options['model']}"):
         language = load_language(options, kind, data.examples.num_outcomes, options["max_length"])
         peft_model = adapt(language, options, kind)
-    recipe = make_recipe(peft_model, options, kind, len(data.splits.train))
+    likelihood = make_likelihood(language, options, data.examples)
+    recipe = make_recipe(peft_model, options, likelihood, len(data.splits.train))
     recipe.model.to(language.base_model.device)
     recipe.guide.to(language.base_model.device)
     show_facts(_describe(plan.folder, options, data, recipe))

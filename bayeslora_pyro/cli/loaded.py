@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from bayeslora_pyro.cli.building import Language, load_language, load_posterior
-from bayeslora_pyro.cli.data import RunData, TargetScale, load_run_data, load_shift, set_name
+from bayeslora_pyro.cli.data import RunData, load_run_data, load_shift, set_name
 from bayeslora_pyro.cli.errors import CommandError
 from bayeslora_pyro.cli.plans import Plan
 from bayeslora_pyro.cli.terminal import working
@@ -45,15 +45,9 @@ class LoadedRun:
 
     @cached_property
     def posterior(self) -> Posterior:
-        """The posterior."""
+        """The posterior; of a regression, in the units of the targets."""
         with working("loading the posterior"):
-            return load_posterior(self.folder, self.language)
-
-    @property
-    def target(self) -> TargetScale | None:
-        """How targets are standardised, in a regression."""
-        target = self.record["data"]["target"]
-        return None if target is None else TargetScale(**target)
+            return load_posterior(self.folder, self.language, self.record["data"]["kind"])
 
     def loader(self, examples: Examples) -> Any:
         """Batches of examples, those of like length together."""

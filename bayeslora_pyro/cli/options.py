@@ -115,6 +115,11 @@ _METHOD = _group(
     ("method", text(), "bayesian-lora, bayesian-lora-mf (mean field) or lora", "bayesian-lora"),
     ("transform", text(), "the flow, such as affine_autoregressive, planar or spline_coupling"),
     ("depth", whole(1), "how many flows in a row"),
+    (
+        "choice_scoring",
+        one_of("sum", "mean", "letters"),
+        "choices by the log-likelihood of their tokens, sum or mean, or by letters in the prompt (default: sum)",
+    ),
     ("prior.rows", whole(1), "the number of inducing rows"),
     ("prior.cols", whole(1), "the number of inducing columns"),
     ("prior.scale", number(), "the prior standard deviation of a weight, before width scaling"),

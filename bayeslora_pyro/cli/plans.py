@@ -11,7 +11,7 @@ from typing import Any
 from bayeslora_pyro.cli.errors import CommandError, blame
 from bayeslora_pyro.cli.options import FIT_FIELDS
 from bayeslora_pyro.cli.parsing import Call, with_values
-from bayeslora_pyro.cli.runs import CHECKPOINT, RECORD, read_record
+from bayeslora_pyro.cli.runs import CHECKPOINT, RECORD, holds_run, read_record
 from bayeslora_pyro.config import FitConfig
 
 __all__ = ["PATHS", "SUFFIXES", "Plan", "make_plan", "rooted", "short_name"]
@@ -91,14 +91,14 @@ def _plan_fit(call: Call) -> Plan:
     options = call.options
     if options["resume"] and options["overwrite"]:
         raise CommandError("--resume goes on with a run and --overwrite replaces it: give one of them")
-    if options["resume"] and options["output"] and (Path(options["output"]) / RECORD).is_file():
+    if options["resume"] and options["output"] and holds_run(Path(options["output"])):
         return _plan_resumed(Path(options["output"]), call.given)
     _check_data(options)
     if options["model"] is None:
         raise CommandError("--model is missing: give minilm, smollm2, a name on the hub, or a folder")
     _check_settings(options)
     folder = Path(options["output"] or default_folder(options))
-    if options["resume"] and (folder / RECORD).is_file():
+    if holds_run(folder) and options["resume"]:
         return _plan_resumed(folder, call.given)
     _check_output(folder, options["overwrite"])
     return Plan(folder, options)

@@ -28,15 +28,15 @@ def run(plan: Plan) -> None:
         raise CommandError(
             f"{plan.folder} was fitted by {fitted['method']}, which has no posterior to report on"
         )
-    with_predictions = record["data"]["kind"] in ("classification", "choice")
-    if options["shift"] and not with_predictions:
+    if options["shift"] and record["data"]["kind"] == "text":
         raise CommandError(
-            f"--shift {options['shift'][0]}: the page compares sets for classes only: leave it out"
+            f"--shift {options['shift'][0]}: the page compares no sets of plain texts: leave it out, and give it to "
+            "evaluate"
         )
     sets: dict[str, Examples | None] = {name: None}
-    if with_predictions:
+    if record["data"]["test"] or options["shift"]:
         sets |= opened.test_set()
-        sets |= opened.shifts(options, record["data"]["test"], taken={name})
+    sets |= opened.shifts(options, record["data"]["test"], taken={name})
     containers = {key: _collect(opened, options, key, sets[key], is_first=key == name) for key in sets}
     path = Path(options["output"] or plan.folder / "report.html")
     with working("writing the page"):
@@ -52,9 +52,8 @@ def _collect(
     train = opened.record["data"]["train"]
     wanted = train <= _MOST_TRAINING_ITEMS if options["khat"] is None else options["khat"]
     scored = is_first and wanted and examples is not None
-    posterior: Any = opened.posterior  # predict also knows regressions, of which to_arviz does not
     return to_arviz(
-        posterior,
+        opened.posterior,
         None if examples is None else tracked(opened.loader(examples), name),
         fitted_to=tracked(opened.loader(opened.data.splits.train), "training set") if scored else None,
         num_draws=options["num_draws"],

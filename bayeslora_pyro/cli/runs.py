@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora_pyro.cli.errors import CommandError
+from bayeslora_pyro.replacing import restore
 
-__all__ = ["CHECKPOINT", "FORMAT", "RECORD", "read_record", "write_json"]
+__all__ = ["CHECKPOINT", "FORMAT", "RECORD", "holds_run", "read_record", "write_json"]
 
 RECORD = "run.json"
 CHECKPOINT = "checkpoint.safetensors"
@@ -19,6 +20,12 @@ _PARTS = ("finished", "options")
 _PARTS_OF_FINISHED = ("data", "num_draws", "max_length", "fit")
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds a run, once what a kill has cut off is finished."""
+    restore(folder)
+    return (folder / RECORD).is_file()
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """Reads the record of a run.
 
@@ -26,7 +33,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         CommandError: If there is none, or it is damaged.
     """
     path = folder / RECORD
-    if not path.is_file():
+    if not holds_run(folder):
         what = "there is no such folder" if not folder.exists() else f"it holds no run, as it has no {RECORD}"
         raise CommandError(f"DIR {folder}: {what}: give the folder that bayeslora fit wrote")
     try:

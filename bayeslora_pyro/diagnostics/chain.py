@@ -1,24 +1,20 @@
-"""From one posterior to one chain of arrays: draws, densities, predictions."""
+"""From one posterior to one chain of arrays: draws, densities, and what it says of some data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bayeslora_pyro.diagnostics.protocols import PosteriorLike, PredictionLike
-from bayeslora_pyro.metrics import mean_log_probs
-from bayeslora_pyro.metrics.predictive import check_labels
+from bayeslora_pyro.diagnostics.observations import Groups, as_float64, collect_data
+from bayeslora_pyro.diagnostics.protocols import PosteriorLike
 from bayeslora_pyro.types import Batch, FactorStack
 
-__all__ = ["Groups", "collect_chain", "update_norms"]
-
-Groups: TypeAlias = dict[str, dict[str, NDArray[Any]]]
-"""Arrays by group and variable."""
+__all__ = ["collect_chain", "update_norms"]
 
 
 def collect_chain(
@@ -35,11 +31,11 @@ def collect_chain(
         draws = sampler(num_draws, seed)
         groups[group] = {name: draws[name].detach().float().cpu().numpy() for name in sites}
         groups[group] |= update_norms(draws, posterior.stacks)
-    log_prior, log_guide = (_float64(density) for density in posterior.log_weights(num_draws, seed))
+    log_prior, log_guide = (as_float64(density) for density in posterior.log_weights(num_draws, seed))
     groups["sample_stats"] = {"log_prior": log_prior, "log_guide": log_guide}
     total = None
     if batches is not None:
-        groups |= _collect_predictions(posterior.predict(batches, num_draws, seed), seed)
+        groups |= collect_data(posterior, batches, num_draws, seed)
         if "log_likelihood" in groups:
             total = groups["log_likelihood"]["y"].sum(-1)
     if fitted_to is not None:
@@ -74,26 +70,13 @@ def update_norms(draws: Mapping[str, Tensor], stacks: Sequence[FactorStack]) -> 
         return {}
     modules = dict.fromkeys(module for stack in stacks for module in stack.adapters)
     squares = [(grams["B"][module] * grams["A"][module]).sum((-2, -1)) for module in modules]
-    return {"update_norm": _float64(torch.stack(squares, dim=-1).clamp(min=0).sqrt())}
-
-
-def _collect_predictions(prediction: PredictionLike, seed: int) -> Groups:
-    mean_log_probs(prediction.log_probs)
-    log_probs = _float64(prediction.log_probs)
-    uniform = np.random.default_rng(seed).random(log_probs.shape[:-1])
-    sampled = (np.exp(log_probs).cumsum(-1) < uniform[..., None]).sum(-1).clip(max=log_probs.shape[-1] - 1)
-    groups: Groups = {"posterior_predictive": {"y": sampled, "log_probs": log_probs.astype(np.float32)}}
-    if prediction.labels is not None:
-        labels = check_labels(prediction.labels, *log_probs.shape[1:]).numpy()
-        scores = np.take_along_axis(log_probs, labels[None, :, None], axis=-1)[..., 0]
-        groups |= {"log_likelihood": {"y": scores}, "observed_data": {"y": labels}}
-    return groups
+    return {"update_norm": as_float64(torch.stack(squares, dim=-1).clamp(min=0).sqrt())}
 
 
 def _fitted_log_likelihood(
     posterior: PosteriorLike, fitted_to: Iterable[Batch], num_draws: int, seed: int
 ) -> NDArray[Any]:
-    groups = _collect_predictions(posterior.predict(fitted_to, num_draws, seed), seed)
+    groups = collect_data(posterior, fitted_to, num_draws, seed)
     if "log_likelihood" not in groups:
         raise ValueError("fitted_to should have labels, got batches without")
     scores = groups["log_likelihood"]["y"]
@@ -104,7 +87,3 @@ def _fitted_log_likelihood(
             "pass the whole training data, from a loader with drop_last=False"
         )
     return np.asarray(scores.sum(-1))
-
-
-def _float64(values: Tensor) -> NDArray[Any]:
-    return values.detach().to("cpu", torch.float64).numpy()

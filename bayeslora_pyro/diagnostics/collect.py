@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayeslora_pyro.diagnostics.arrays import Container, from_arrays
-from bayeslora_pyro.diagnostics.chain import Groups, collect_chain
+from bayeslora_pyro.diagnostics.chain import collect_chain
 from bayeslora_pyro.diagnostics.naming import name_dims
+from bayeslora_pyro.diagnostics.observations import Groups
 from bayeslora_pyro.diagnostics.protocols import PosteriorLike
 from bayeslora_pyro.types import Batch
 
@@ -30,7 +31,9 @@ def to_arviz(
     r"""Collect draws, predictions and the history of a fit into an ArviZ container.
 
     The groups are ``posterior``, ``prior``, ``sample_stats``, ``constant_data`` (the history of the fit, by
-    `step`), and with batches ``posterior_predictive``, ``log_likelihood`` and ``observed_data``. Next to the
+    `step`), and with batches ``posterior_predictive``, ``log_likelihood`` and ``observed_data``; of texts, which
+    are scored and not predicted, ``log_likelihood`` alone. ``posterior_predictive`` holds a sampled ``y`` and the
+    parameters of its distribution: ``log_probs`` of classes, ``loc`` and ``scale`` of numbers. Next to the
     latent sites stands ``update_norm``, the Frobenius norm :math:`\|BA\|` of each adapter's update. The
     dimension ``adapter`` holds all adapted modules; a stack of only some of them has its own,
     ``adapter@<stack>``, and so has any other dimension on whose size the sites differ.
@@ -76,6 +79,7 @@ def to_arviz(
     adapters = {stack.name: stack.adapters for stack in first.stacks}
     dims, coords = name_dims({name: first.site_dims[name] for name in kept}, shapes, adapters)
     dims |= {"update_norm": ["adapter"], "y": ["item"], "log_probs": ["item", "label"]}
+    dims |= {"loc": ["item"], "scale": ["item"]}
     dims |= {name: ["chain", "step"] for name in groups["constant_data"]}
     names = label_names if label_names is not None else first.metadata.get("label_names")
     axes: dict[str, Sequence[Any]] = {**coords, "step": steps, **_label_coords(groups, names)}
@@ -136,7 +140,7 @@ def _stack_histories(
 
 
 def _label_coords(groups: Groups, names: Sequence[str] | None) -> dict[str, list[Any]]:
-    if "posterior_predictive" not in groups:
+    if "log_probs" not in groups.get("posterior_predictive", {}):
         return {}
     num_classes = groups["posterior_predictive"]["log_probs"].shape[-1]
     if names is None:

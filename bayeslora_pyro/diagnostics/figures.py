@@ -92,8 +92,8 @@ def risk_coverage_figure(curves: Mapping[str, tuple[Tensor, Tensor]]) -> str:
     return draw_svg("risk", label, 380, 400, plot)
 
 
-def histogram_figure(name: str, quantity: str, groups: Mapping[str, Array]) -> str:
-    """Draw how a quantity in nats is distributed in each group, as shares of the group."""
+def histogram_figure(name: str, quantity: str, groups: Mapping[str, Array], unit: str = "nats") -> str:
+    """Draw how a quantity is distributed in each group, as shares of the group."""
 
     def plot(figure: Figure) -> None:
         axes = figure.subplots()
@@ -104,7 +104,7 @@ def histogram_figure(name: str, quantity: str, groups: Mapping[str, Array]) -> s
             colour = COLOURS[SERIES[i % len(SERIES)]]
             axes.stairs(share, edges, fill=True, color=colour, alpha=0.18)
             axes.stairs(share, edges, color=colour, linewidth=1.6, label=f"{group} ({len(values):,})")
-        axes.set(xlabel=f"{quantity}, nats", ylabel="share of the group", xlim=(0, edges[-1]))
+        axes.set(xlabel=f"{quantity}, {unit}", ylabel="share of the group", xlim=(0, edges[-1]))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         # Room for the legend above the bars.
         axes.set_ylim(0, 1.25 * axes.get_ylim()[1])

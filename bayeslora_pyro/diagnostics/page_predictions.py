@@ -14,10 +14,8 @@ __all__ = ["calibration", "headline", "lead", "sets_table", "uncertainty"]
 NUM_RESAMPLES = 500
 
 
-def lead(scored: ScoredSet | None, num_draws: int) -> str:
+def lead(scored: ScoredSet, num_draws: int) -> str:
     """Say in a sentence or two what the predictions are worth."""
-    if scored is None:
-        return f"{num_draws:,} draws from the posterior, without labelled predictions to judge them by."
     accuracy = metrics.accuracy(scored.mean, scored.labels)
     gap, error = scored.overconfidence()
     opening = (

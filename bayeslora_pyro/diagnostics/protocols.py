@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from bayeslora_pyro.types import Batch, FactorStack
 
-__all__ = ["PosteriorLike", "PredictionLike"]
+__all__ = ["NumbersLike", "PosteriorLike", "PredictionLike"]
 
 
 class PredictionLike(Protocol):
@@ -23,6 +23,26 @@ class PredictionLike(Protocol):
     @property
     def labels(self) -> Tensor | None:
         """The labels, `(item,)`, if the batches had any."""
+        ...
+
+
+@runtime_checkable
+class NumbersLike(Protocol):
+    """What a posterior predicts for a set of items with a number each: a normal distribution, draw by draw."""
+
+    @property
+    def loc(self) -> Tensor:
+        """The means, `(draw, item)`."""
+        ...
+
+    @property
+    def scale(self) -> Tensor:
+        """The standard deviations of the noise, `(draw, item)`."""
+        ...
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The observed numbers, `(item,)`, if the batches had any."""
         ...
 
 
@@ -61,6 +81,15 @@ class PosteriorLike(Protocol):
         """Return the log-densities of the draws under the prior and under the guide, each `(draw,)`."""
         ...
 
-    def predict(self, batches: Iterable[Batch], num_draws: int, seed: int) -> PredictionLike:
-        """Predict the items of the batches with each draw."""
+    @property
+    def is_text(self) -> bool:
+        """Whether the observations are texts, which are scored and not predicted."""
+        ...
+
+    def predict(self, batches: Iterable[Batch], num_draws: int, seed: int) -> PredictionLike | NumbersLike:
+        """Predict the items of the batches with each draw; not called for texts."""
+        ...
+
+    def log_likelihood(self, batches: Iterable[Batch], num_draws: int, seed: int) -> Tensor:
+        """Return the log-likelihood of each item under each draw, `(draw, item)`; called for texts only."""
         ...

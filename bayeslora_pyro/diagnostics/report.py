@@ -6,12 +6,15 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from bayeslora_pyro.diagnostics import page_posterior, page_predictions
+from bayeslora_pyro.diagnostics import page_numbers, page_posterior, page_predictions
 from bayeslora_pyro.diagnostics.arrays import Container, datasets, save_arviz
 from bayeslora_pyro.diagnostics.page import Html, document
-from bayeslora_pyro.diagnostics.scored import ScoredSet, score
+from bayeslora_pyro.diagnostics.scored import Scored, ScoredNumbers, ScoredSet, ScoredTexts, score
 
 __all__ = ["report"]
+
+FIRST = "in distribution"
+"""What the page calls the data of the container itself."""
 
 
 def report(
@@ -47,10 +50,8 @@ def report(
     if "posterior" not in groups:
         raise ValueError(f"container should have a group posterior, got {sorted(groups)}: use to_arviz")
     draws = save_arviz(container, path.with_suffix(".nc"))
-    sets = {name: score(each) for name, each in {"in distribution": container, **(shifts or {})}.items()}
-    page = _page(
-        container, {name: each for name, each in sets.items() if each is not None}, draws.name, title
-    )
+    sets = {name: score(each) for name, each in {FIRST: container, **(shifts or {})}.items()}
+    page = _page(container, sets, draws.name, title)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         scratch.write_text(page, encoding="utf-8")
@@ -60,21 +61,13 @@ def report(
     return path
 
 
-def _page(container: Container, sets: Mapping[str, ScoredSet], draws: str, title: str | None) -> Html:
+def _page(container: Container, sets: Mapping[str, Scored | None], draws: str, title: str | None) -> Html:
     attrs = container.attrs
-    scored = sets.get("in distribution")
     known = [str(attrs[name]) for name in ("method", "base_model") if name in attrs]
     sizes = datasets(container)["posterior"].sizes
     chains = f"{sizes['chain']} independent fits" if sizes["chain"] > 1 else "one fit"
     fitted = f"fitted to {int(attrs['num_data']):,} items" if "num_data" in attrs else ""
-    parts: list[Html | None] = []
-    if scored is not None:
-        parts += [
-            page_predictions.headline(scored),
-            page_predictions.calibration(sets),
-            page_predictions.sets_table(sets),
-            page_predictions.uncertainty(scored),
-        ]
+    lead, parts = _predictions(sets, sizes["chain"] * sizes["draw"])
     parts += [
         page_posterior.training(container),
         page_posterior.adapters(container),
@@ -85,6 +78,35 @@ def _page(container: Container, sets: Mapping[str, ScoredSet], draws: str, title
     return document(
         title or " on ".join(known) or "Posterior report",
         ", ".join(part for part in (chains, fitted, page_posterior.tempering(attrs)) if part),
-        page_predictions.lead(scored, sizes["chain"] * sizes["draw"]),
+        lead,
         [part for part in parts if part is not None],
     )
+
+
+def _predictions(sets: Mapping[str, Scored | None], num_draws: int) -> tuple[str, list[Html | None]]:
+    """The finding in a sentence, and the sections about predictions; other sets as far as they are alike."""
+    first = sets[FIRST]
+    if isinstance(first, ScoredSet):
+        classes = {name: each for name, each in sets.items() if isinstance(each, ScoredSet)}
+        return page_predictions.lead(first, num_draws), [
+            page_predictions.headline(first),
+            page_predictions.calibration(classes),
+            page_predictions.sets_table(classes),
+            page_predictions.uncertainty(first),
+        ]
+    if isinstance(first, ScoredNumbers):
+        numbers = {name: each for name, each in sets.items() if isinstance(each, ScoredNumbers)}
+        return page_numbers.lead(first, num_draws), [
+            page_numbers.headline(first),
+            page_numbers.calibration(numbers),
+            page_numbers.sets_table(numbers),
+            page_numbers.uncertainty(first),
+        ]
+    if isinstance(first, ScoredTexts):
+        scores = first.predictive
+        return (
+            f"On {len(scores):,} texts, averaged over {num_draws:,} draws, the predictive log-likelihood of a text is "
+            f"{float(scores.mean()):.1f} nats.",
+            [],
+        )
+    return f"{num_draws:,} draws from the posterior, without labelled predictions to judge them by.", []

@@ -24,13 +24,16 @@ class Recipe:
         guide: The guide.
         config: The settings of the fit.
         num_draws: The number of draws to predict with.
+        num_chains: The number of independent fits.
     """
 
     model: BayesianLora
     guide: Guide
     config: FitConfig
     num_draws: int = 16
+    num_chains: int = 1
 
     def fit(self, loader: Iterable[Batch], **options: Any) -> FitResult:
         """Fits the guide; see :func:`bayeslora_pyro.fit`."""
+        options = {"num_chains": self.num_chains} | options
         return fit(self.model, self.guide, loader, self.config, **options)

@@ -15,9 +15,12 @@ from bayeslora_pyro.metrics.predictive import aleatoric as aleatoric
 from bayeslora_pyro.metrics.predictive import entropy as entropy
 from bayeslora_pyro.metrics.predictive import epistemic as epistemic
 from bayeslora_pyro.metrics.predictive import mean_log_probs as mean_log_probs
+from bayeslora_pyro.metrics.regression import error_correlation as error_correlation
 from bayeslora_pyro.metrics.regression import gaussian_mixture_nll as gaussian_mixture_nll
 from bayeslora_pyro.metrics.regression import interval_coverage as interval_coverage
 from bayeslora_pyro.metrics.regression import mae as mae
+from bayeslora_pyro.metrics.regression import predictive_cdf as predictive_cdf
+from bayeslora_pyro.metrics.regression import predictive_std as predictive_std
 from bayeslora_pyro.metrics.regression import rmse as rmse
 from bayeslora_pyro.metrics.scores import accuracy as accuracy
 from bayeslora_pyro.metrics.scores import brier as brier

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 from torch.special import log_ndtr
 
-__all__ = ["gaussian_mixture_nll", "interval_coverage", "mae", "rmse"]
+__all__ = [
+    "error_correlation",
+    "gaussian_mixture_nll",
+    "interval_coverage",
+    "mae",
+    "predictive_cdf",
+    "predictive_std",
+    "rmse",
+]
 
 
 def rmse(mean: Tensor, target: Tensor) -> float:
@@ -53,9 +61,67 @@ def interval_coverage(mean: Tensor, std: Tensor, target: Tensor, level: float = 
     """
     if not 0 < level < 1:
         raise ValueError(f"level should be between 0 and 1, got {level}")
-    mean, std, target = _check(mean, std, target)
-    cdf = log_ndtr((target - mean) / std).exp().mean(0)
+    cdf = predictive_cdf(mean, std, target)
     return float(((cdf - 0.5).abs() <= level / 2).double().mean())
+
+
+def predictive_cdf(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
+    r"""Compute the probability that each target was predicted to stay below; if calibrated, uniform over items.
+
+    .. math:: u_i = \frac1S \sum_s \Phi\!\left(\frac{y_i - \mu_{si}}{\sigma_{si}}\right)
+
+    Args:
+        mean: The means `(draw, item)` or `(item,)`.
+        std: The standard deviations, of a shape that broadcasts with the means.
+        target: The targets `(item,)`.
+
+    Returns:
+        The probability integral transform of the targets, `(item,)`.
+    """
+    mean, std, target = _check(mean, std, target)
+    return log_ndtr((target - mean) / std).exp().mean(0)
+
+
+def predictive_std(mean: Tensor, std: Tensor) -> Tensor:
+    r"""Compute the standard deviation of the mixture, noise and disagreement of the draws together.
+
+    .. math:: \sqrt{\tfrac1S \sum_s \sigma_{si}^2 + \operatorname{Var}_s \mu_{si}}
+
+    Args:
+        mean: The means `(draw, item)` or `(item,)`.
+        std: The standard deviations, of a shape that broadcasts with the means.
+
+    Returns:
+        The standard deviations, `(item,)`.
+    """
+    mean, std, _ = _check(mean, std, torch.zeros(mean.shape[-1]))
+    return (std.square().mean(0) + mean.var(0, correction=0)).sqrt()
+
+
+def error_correlation(mean: Tensor, std: Tensor, target: Tensor) -> float:
+    """Compute Spearman's rank correlation of predictive standard deviation and absolute error.
+
+    Args:
+        mean: The means `(draw, item)` or `(item,)`.
+        std: The standard deviations, of a shape that broadcasts with the means.
+        target: The targets `(item,)`.
+
+    Returns:
+        The correlation of the ranks, equal values sharing their mean rank; 0 where either is the same for all
+        items, and so ranks nothing.
+    """
+    spread = predictive_std(mean, std)
+    mean, _, target = _check(mean, None, target)
+    ranks = torch.stack([_ranks(spread), _ranks((mean.mean(0) - target).abs())])
+    centred = ranks - ranks.mean(-1, keepdim=True)
+    first, second = centred.norm(dim=-1)
+    return float(centred.prod(0).sum() / (first * second)) if first > 0 and second > 0 else 0.0
+
+
+def _ranks(values: Tensor) -> Tensor:
+    _, inverse, sizes = torch.unique(values, return_inverse=True, return_counts=True)
+    last = sizes.cumsum(0).double()
+    return (last - (sizes - 1) / 2)[inverse]
 
 
 def _check(mean: Tensor, std: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

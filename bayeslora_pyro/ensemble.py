@@ -1,0 +1,134 @@
+"""Several posteriors that count alike: independent fits, called chains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from bayeslora_pyro.posterior import Posterior
+from bayeslora_pyro.prediction import Prediction, RegressionPrediction
+from bayeslora_pyro.replacing import new_folder, restore
+from bayeslora_pyro.types import Batch
+
+__all__ = ["Ensemble"]
+
+CONFIG = "ensemble.json"
+FORMAT = 1
+DEFAULT_DRAWS = 16
+
+
+class Ensemble(Sequence[Posterior]):
+    r"""A mixture of posteriors with equal weights, :math:`q(W) = \frac1K \sum_k q_k(W)`.
+
+    Of LoRA fits it is a deep ensemble; of Bayesian fits, a posterior with several modes. It is also a sequence of
+    chains, so :func:`~bayeslora_pyro.to_arviz` takes it as it is.
+
+    Args:
+        posteriors: The members, at least one.
+
+    References:
+        | Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles (Lakshminarayanan et al., 2017)
+        | https://arxiv.org/abs/1612.01474
+    """
+
+    def __init__(self, posteriors: Sequence[Posterior]) -> None:
+        if not posteriors:
+            raise ValueError("posteriors is empty: an ensemble has at least one member.")
+        self.posteriors = tuple(posteriors)
+
+    def __len__(self) -> int:
+        return len(self.posteriors)
+
+    @overload
+    def __getitem__(self, index: int) -> Posterior: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Posterior, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Posterior | tuple[Posterior, ...]:
+        return self.posteriors[index]
+
+    def predict(
+        self, batches: Iterable[Batch], num_draws: int | None = None, seed: int = 0, **options: Any
+    ) -> Prediction | RegressionPrediction:
+        """Predicts each item with draws of every member, one member after another.
+
+        Args:
+            batches: What a collator yields; items keep this order.
+            num_draws: The number of draws of all members together, a multiple of their number; about 16 by default.
+            seed: The seed of the draws; member `k` uses `seed + k`.
+            options: Further arguments of :meth:`Posterior.predict`.
+        """
+        share, kept = self._share(num_draws), list(batches)
+        parts = [member.predict(kept, share, seed + k, **options) for k, member in enumerate(self)]
+        return _join(parts)
+
+    def log_likelihood(
+        self, batches: Iterable[Batch], num_draws: int | None = None, seed: int = 0, **options: Any
+    ) -> Tensor:
+        """The log-likelihood of each item under each draw. Shape `(draw, item)`; see :meth:`predict`."""
+        share, kept = self._share(num_draws), list(batches)
+        return torch.cat(
+            [member.log_likelihood(kept, share, seed + k, **options) for k, member in enumerate(self)]
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the members into `chain-0`, `chain-1`, … of a folder; all of them or none."""
+        with new_folder(Path(folder), CONFIG) as target:
+            for index, posterior in enumerate(self):
+                posterior.save(target / f"chain-{index}")
+            record = {"format": FORMAT, "num_chains": len(self)}
+            (target / CONFIG).write_text(json.dumps(record), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path, base_model: Any = None, **parts: Any) -> Ensemble:
+        """Reads an ensemble, exactly as it was saved.
+
+        Args:
+            folder: What :meth:`save` wrote.
+            base_model: A function that returns the base model without an adapter, one for each member; by default
+                they load the one that the folder names.
+            parts: See :meth:`Posterior.load`.
+
+        Raises:
+            ValueError: If the folder is damaged.
+        """
+        path = Path(folder)
+        restore(path)
+        try:
+            record = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+            size = record["num_chains"] if record["format"] == FORMAT else None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} holds no ensemble: it should have a readable {CONFIG}.") from error
+        if type(size) is not int or size < 1:
+            raise ValueError(f"{path / CONFIG} is damaged, or of another version: fit again.")
+        members = [
+            Posterior.load(path / f"chain-{index}", base_model() if base_model else None, **parts)
+            for index in range(size)
+        ]
+        return cls(members)
+
+    def _share(self, num_draws: int | None) -> int:
+        """The number of draws of each member."""
+        if num_draws is None:
+            return max(1, DEFAULT_DRAWS // len(self))
+        if num_draws < 1 or num_draws % len(self):
+            raise ValueError(
+                f"num_draws should be a multiple of the {len(self)} members, so that each counts alike; "
+                f"it is {num_draws}."
+            )
+        return num_draws // len(self)
+
+
+def _join(parts: Sequence[Prediction | RegressionPrediction]) -> Prediction | RegressionPrediction:
+    """Puts the draws of all members one after another."""
+    labels = parts[0].labels
+    if isinstance(parts[0], Prediction):
+        return Prediction(torch.cat([part.log_probs for part in parts]), labels)  # type: ignore[union-attr]
+    loc, scale = (torch.cat([getattr(part, name) for part in parts]) for name in ("loc", "scale"))
+    return RegressionPrediction(loc, scale, labels)

@@ -1,0 +1,34 @@
+"""The plate of draws that share a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyro
+import pyro.poutine as poutine
+
+__all__ = ["draws_plate"]
+
+
+@contextmanager
+def draws_plate(num_draws: int) -> Iterator[None]:
+    r"""Draws the sites within S times, in a plate at dimension -2, each of them counted as one S-th.
+
+    The expected log-likelihood of a batch is a sum over items, so each item may see a draw of its own,
+
+    .. math:: \sum_n \mathbb{E}_q \log p(y_n \mid x_n, W) =
+        \mathbb{E}_{W_1, \dots, W_S \sim q} \sum_n \log p(y_n \mid x_n, W_{s(n)}),
+        \qquad \mathrm{KL} = \frac{1}{S} \sum_s \mathrm{KL}
+
+    The language model does the work of one draw. Of the noise of the weights, what acts alike on all items, as a step
+    of the optimizer sees it, averages out over S.
+
+    Args:
+        num_draws: The number of draws S; with 1 there is no plate.
+    """
+    if num_draws == 1:
+        yield
+        return
+    with poutine.scale(scale=1 / num_draws), pyro.plate("draws", num_draws, dim=-2):
+        yield
