@@ -131,6 +131,7 @@ class FlowGuide(Guide):
         """The base family has set up its own parameters."""
 
     def _set_location(self, stack: FactorStack, latent: Tensor) -> None:
+        # Not every flow is the identity: the base starts where the flow leads to the latent value.
         self.base._set_location(stack, self.get_transform(stack).preimage(latent))
 
     def _own(self, stack: FactorStack) -> nn.Module:
