@@ -15,6 +15,7 @@ PLACES = (
     "torch.distributions.normal",
     "torch.distributions.multivariate_normal",
     "bayeslora_pyro.distributions",
+    "bayeslora_pyro.matrix_normal",
 )
 
 

@@ -126,6 +126,8 @@ _METHOD = _group(
     ("prior.width_scaled", switch, "divide it by the root of the number of inputs"),
     ("prior.learn_scale", switch, "learn it, one for each factor"),
     ("prior.nugget", number(), "the initial nuggets of the inducing locations"),
+    ("prior.scale_prior", number(), "make it random: the standard deviation of its logarithm"),
+    ("prior.whitened", switch, "whether the inducing matrices are whitened"),
     ("guide.scale", number(), "the initial standard deviation of the inducing matrices"),
     ("guide.noise_scale", number(), "the initial share of the conditional noise, between 0 and 1"),
 )
