@@ -133,7 +133,9 @@ def by_hand(fitted: Path, bert: Path, num_draws: int = 16):
     posterior = load_run(fitted / "run", bert)
 
     def predict(examples):
-        loader = make_loader(examples, tokenizer, batch_size=8, shuffle=False, max_length=24)
+        loader = make_loader(
+            examples, tokenizer, batch_size=8, shuffle=False, group_by_length=True, max_length=24
+        )
         return posterior.predict(loader, num_draws, seed=0)
 
     return splits, predict
@@ -141,7 +143,7 @@ def by_hand(fitted: Path, bert: Path, num_draws: int = 16):
 
 def test_evaluate_writes_the_figures(fitted: Path, bert: Path, tmp_path: Path, capsys) -> None:
     others, target = fitted / "others.jsonl", tmp_path / "deep" / "metrics.json"
-    assert bayeslora("evaluate", fitted / "run", "--shift", others, "--json", target) == 0
+    assert bayeslora("evaluate", fitted / "run", "--num-draws", 16, "--shift", others, "--json", target) == 0
     written = json.loads(target.read_text())
     splits, predict = by_hand(fitted, bert)
     inside = predict(splits.test)
