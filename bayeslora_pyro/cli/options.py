@@ -115,6 +115,8 @@ _METHOD = _group(
     ("method", text(), "bayesian-lora, bayesian-lora-mf (mean field) or lora", "bayesian-lora"),
     ("transform", text(), "the flow, such as affine_autoregressive, planar or spline_coupling"),
     ("depth", whole(1), "how many flows in a row"),
+    ("over", one_of("rows", "matrix"), "what the flow maps: each inducing row, or the whole matrix"),
+    ("conditioned", switch, "share one flow, conditioned on an embedding of each factor"),
     (
         "choice_scoring",
         one_of("sum", "mean", "letters"),
