@@ -113,7 +113,7 @@ def test_fit_says_what_it_does(fitted: Path, bert: Path, tmp_path: Path, capsys)
     assert captured.err == ""
     assert f"LoRA's {counts.lora:,}" in output
     assert f"{counts.extra:,} more than LoRA" in output or f"{-counts.extra:,} fewer than LoRA" in output
-    assert "a tempered ELBO (KL weight 0.1)" in output
+    assert "a tempered ELBO (KL weight 0.05)" in output
     assert f"Next: bayeslora evaluate {tmp_path / 'run'}" in captured.out.replace("\n", " ").replace(
         "  ", " "
     )
@@ -156,7 +156,7 @@ def test_evaluate_writes_the_figures(fitted: Path, bert: Path, tmp_path: Path, c
     assert written["others"]["auroc_entropy"] == pytest.approx(metrics.auroc(inside.entropy, outside.entropy))
     output = capsys.readouterr()
     assert output.err == ""
-    assert "tempered ELBO (KL weight 0.1)" in output.out
+    assert "tempered ELBO (KL weight 0.05)" in output.out
     assert f"{written['reviews']['nll']:.3f}" in output.out
     assert [path.name for path in target.parent.iterdir()] == ["metrics.json"]
 
