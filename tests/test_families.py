@@ -6,6 +6,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.distributions import MultivariateNormal
 
+from bayeslora_pyro import Posterior
+from bayeslora_pyro.diagnostics.arrays import pareto_khat
 from bayeslora_pyro.elbo import ElboParts, PartsELBO
 from bayeslora_pyro.guides import (
     FlowGuide,
@@ -237,7 +239,21 @@ def check_exact(family, case, **options):
     close(root @ root.T, posterior, 1e-3)
 
 
+def khat(family, case):
+    """The tail index of the importance weights of the fitted guide."""
+    guide, _ = fitted(family, case)
+    posterior, batch = Posterior(guide.model, guide), regression(case)[1]
+    log_prior, log_guide = posterior.log_weights(400)
+    log_likelihood = posterior.log_likelihood([batch], 400).sum(-1)
+    return pareto_khat((log_prior + log_likelihood - log_guide).numpy())
+
+
 class TestGaussianPosterior:
+    def test_importance_weights_tell_the_families_apart(self):
+        exact, independent = (khat(family, "columns") for family in (FullRankGuide, MeanFieldGuide))
+        assert exact < 0.5
+        assert exact < independent
+
     @pytest.mark.parametrize("case", CASES)
     def test_full_rank_is_exact(self, case):
         check_exact(FullRankGuide, case)
