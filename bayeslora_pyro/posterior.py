@@ -60,8 +60,8 @@ class Posterior:
     def site_dims(self) -> dict[str, tuple[str, ...]]:
         """The names of the dimensions of each latent site, such as `("adapter", "inducing_row", "inducing_col")`."""
         with _evaluating(self.model, self.guide):
-            sites = self._trace(0, 0).nodes.items()
-        return {name: ("adapter", *_event_dims(site)) for name, site in sites if _event_dims(site)}
+            sites = self._trace(0, 0).nodes
+        return {name: _site_dims(site) for name, site in sites.items() if _is_named(site)}
 
     @property
     def is_text(self) -> bool:
@@ -207,7 +207,8 @@ class Posterior:
         r"""The posterior mean of each factor, :math:`\mathbb{E}_q W`. Shapes `(L, d_o, d_i)`, by stack name.
 
         Exact where the base family has a mean and there is no flow; through a flow, the average of 4,096 draws of the
-        latent site. A and B are independent under the guide, so `scaling · E[B] E[A]` is the mean of the update.
+        latent site. Hyper-sites are independent of it under the guide, and A of B: `scaling · E[B] E[A]` is the mean
+        of the update.
         """
         weights = {}
         with _evaluating(self.model, self.guide), local_rng("mean"):
@@ -217,7 +218,7 @@ class Posterior:
                     weights[stack.name] = prior.sample_weights(stack).clone()
                     continue
                 latent = _mean_of(self.guide.get_posterior(stack))
-                conditional = prior.conditional(stack, latent)
+                conditional = prior.conditional(stack, latent, **self.guide.hyper_means(stack))
                 weights[stack.name] = latent if conditional is None else conditional.mean
         return weights
 
@@ -287,14 +288,20 @@ def _count(num_draws: int) -> int:
     return num_draws
 
 
-def _event_dims(site: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the dimensions of a latent site; none where it is something else."""
-    return tuple(site["infer"].get("event_dims", ())) if site["type"] == "sample" else ()
+def _is_named(site: Mapping[str, Any]) -> bool:
+    """Whether a site is a latent one, whose dimensions have names."""
+    return site["type"] == "sample" and "event_dims" in site["infer"]
+
+
+def _site_dims(site: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the dimensions of a site; what stacks share stands outside their plates."""
+    plate = ("adapter",) if site["cond_indep_stack"] else ()
+    return (*plate, *site["infer"]["event_dims"])
 
 
 def _stack_values(traces: Iterable[poutine.Trace]) -> dict[str, Tensor]:
     nodes: list[dict[str, Any]] = [trace.nodes for trace in traces]
-    draws = [{name: site["value"] for name, site in sites.items() if _event_dims(site)} for sites in nodes]
+    draws = [{name: site["value"] for name, site in sites.items() if _is_named(site)} for sites in nodes]
     return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
 

@@ -41,6 +41,8 @@ _KINDS = {
 _GUIDE = {
     "transform": "transform",
     "depth": "depth",
+    "over": "over",
+    "conditioned": "conditioned",
     "guide.scale": "scale",
     "guide.noise_scale": "noise_scale",
 }

@@ -31,6 +31,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "coverage_90": ("In 90%", ".1%"),
     "elbo": ("ELBO", ".3f"),
     "expected_log_likelihood": ("E log p", ".3f"),
+    "kl": ("KL", ".3g"),
+    "kl_U": ("KL U", ".3g"),
     "kl_V": ("KL V", ".3g"),
     "kl_W": ("KL W", ".3g"),
     "kl_weight": ("KL weight", "g"),

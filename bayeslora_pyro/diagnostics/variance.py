@@ -17,6 +17,9 @@ from bayeslora_pyro.types import Batch
 
 __all__ = ["VarianceShares", "shares_of", "variance_shares"]
 
+INDUCING = ("U", "V")
+"""The names of the sites of inducing matrices, plain and whitened."""
+
 Values = Mapping[str, Tensor]
 Draw = Callable[[Values, int], tuple[Values, Tensor]]
 """From the sites that are held, and a seed, to the values of all sites and the outputs."""
@@ -50,9 +53,9 @@ def variance_shares(
 
     .. math:: \mathrm{Var}\, f = \mathrm{Var}\, \mathbb{E}[f \mid U] + \mathbb{E}\, \mathrm{Var}[f \mid U]
 
-    The sources, each given those before it: ``inducing`` (the inducing matrices, sites ``V``), ``conditional`` (the
-    weights given them) or ``weights`` (where no inducing matrix is above them), and ``head``, all other latent sites,
-    where there are any. The outputs are the logits of classes less their mean over classes, which alone count, or
+    The sources, each given those before it, where there are any: ``hyper`` (hyper-sites), ``inducing`` (the inducing
+    matrices), ``weights`` (where no inducing matrix is above them), ``conditional`` (the weights given their inducing
+    matrix), and ``head`` (sites whose names begin so). The outputs are the logits of classes less their mean over classes, which alone count, or
     predicted means of numbers.
 
     Args:
@@ -137,14 +140,17 @@ def shares_of(
 
 
 def _sources(sites: Sequence[str]) -> dict[str, list[str]]:
-    inducing = [name for name in sites if name.endswith(".V")]
+    """The sites of each source, those that others depend on first."""
+    inducing = [name for name in sites if name.rpartition(".")[2] in INDUCING]
     weights = [name for name in sites if name.endswith(".W")]
-    above = {name.removesuffix(".V") for name in inducing}
+    above = {name.rpartition(".")[0] for name in inducing}
+    head = [name for name in sites if name.startswith("head")]
     found = {
+        "hyper": [name for name in sites if name not in {*inducing, *weights, *head}],
         "inducing": inducing,
         "weights": [name for name in weights if name.removesuffix(".W") not in above],
         "conditional": [name for name in weights if name.removesuffix(".W") in above],
-        "head": [name for name in sites if name not in inducing and name not in weights],
+        "head": head,
     }
     return {source: names for source, names in found.items() if names}
 
