@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from bayeslora_pyro.checkpoints import load_modules
 from bayeslora_pyro.config import FitConfig
 from bayeslora_pyro.ensemble import Ensemble
 from bayeslora_pyro.guides import Guide
@@ -27,10 +28,11 @@ class FitResult:
     """What a fit returns.
 
     Args:
-        posterior: The fitted posterior, that of the first chain.
+        posterior: The fitted posterior, that of the first chain at its end.
         history: One row per step: `step`, `elbo`, `expected_log_likelihood`, `kl`, `kl_V`, `kl_W` (nats per item),
             `kl_weight`, and `grad_norm`, the norm of the gradient before it was clipped.
-        chains: The posteriors of all chains, which predict together as an ensemble.
+        chains: The posteriors of all chains, which predict together as an ensemble; with `snapshots`, those of each
+            chain one after another, the last its end.
     """
 
     posterior: Posterior
@@ -86,15 +88,16 @@ def fit(
     if num_chains < 1:
         raise ValueError(f"num_chains should be at least 1, and is {num_chains}.")
     settings = (config or FitConfig()).replace(**options)
-    posteriors = []
+    ends, members = [], []
     for index in range(num_chains):
         seed, place = settings.seed + index, f"{checkpoint}.{index}" if checkpoint and index else checkpoint
         if index:
             model = model.fresh(model.seed + 1)
             guide = guide.fresh(model, guide.seed + 1)
         run = Run(model, guide, settings.replace(seed=seed), Path(place) if place else None)
-        posteriors.append(_fit_chain(run, loader, resume, progress, callbacks))
-    return FitResult(posteriors[0], posteriors[0].history, Ensemble(posteriors))
+        ends.append(_fit_chain(run, loader, resume, progress, callbacks))
+        members += [*_snapshots(run, ends[-1]), ends[-1]]
+    return FitResult(ends[0], ends[0].history, Ensemble(members))
 
 
 def _fit_chain(
@@ -110,6 +113,15 @@ def _fit_chain(
         run.go(loader, progress, callbacks)
     metadata = {"num_data": model.num_data, "kl_weight": settings.kl_weight, "fit": asdict(settings)}
     return Posterior(model, run.guide, history=run.history, metadata=metadata)
+
+
+def _snapshots(run: Run, end: Posterior) -> Iterator[Posterior]:
+    """The posteriors that a run has gone through, as copies of their own."""
+    for step, state in run.snapshots.items():
+        model = run.model.fresh(run.model.seed)
+        guide = run.guide.fresh(model, run.guide.seed)
+        load_modules(state, Path(f"the snapshot after step {step}"), model=model, guide=guide)
+        yield Posterior(model, guide, history=run.history[:step], metadata=end.metadata | {"snapshot": step})
 
 
 @contextmanager

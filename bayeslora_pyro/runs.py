@@ -51,6 +51,9 @@ class Run:
         self.model, self.guide, self.config, self.checkpoint = model, guide, config, checkpoint
         self.elbo = PartsELBO()  # type: ignore[no-untyped-call]
         self.history: list[Row] = []
+        self.snapshots: dict[
+            int, dict[str, Tensor]
+        ] = {}  # the state after so many steps, the last one left out
         groups: list[dict[str, Any]] = [
             {"params": parameters, "lr": rate, "initial_lr": rate}
             for parameters, rate in zip(
@@ -116,6 +119,9 @@ class Run:
         with uninterrupted():
             self.optimizer.step()
             self.history.append(row)
+            if self.step in self.config.snapshot_steps[:-1]:
+                state = state_of(model=self.model, guide=self.guide)
+                self.snapshots[self.step] = {name: value.clone() for name, value in state.items()}
         return row
 
     def _estimate(self, batch: Batch, num_draws: int) -> ElboParts:
@@ -149,7 +155,12 @@ class Run:
             for index, state in self.optimizer.state_dict()["state"].items()
             for name, value in state.items()
         }
-        tensors = state_of(model=self.model, guide=self.guide) | moments
+        kept = {
+            f"snapshot.{step}.{name}": value
+            for step, state in self.snapshots.items()
+            for name, value in state.items()
+        }
+        tensors = state_of(model=self.model, guide=self.guide) | moments | kept
         write_tensors(self.checkpoint, tensors, self._describe() | {"history": self.history})
 
     def _describe(self) -> dict[str, dict[str, Any]]:
@@ -186,18 +197,29 @@ class Run:
                         f"{path} was written with {name}={header[part].get(name)!r}, and this run has "
                         f"{name}={value!r}. Give the same settings, or start anew without resume."
                     )
+        snapshots = _numbered(tensors, "snapshot")
+        done, wanted = len(header["history"]), self.config.snapshot_steps[:-1]
+        if missed := [step for step in wanted if step <= done and step not in snapshots]:
+            raise ValueError(
+                f"{path} is of a run of {done} steps without a snapshot after step {missed[0]}, which "
+                f"num_steps={self.config.num_steps} asks for. Give the num_steps that it was started with."
+            )
         load_modules(tensors, path, model=self.model, guide=self.guide)
-        self._restore_optimizer(tensors)
+        optimizer = _numbered(tensors, "optimizer")
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": optimizer})
+        self.snapshots = {step: snapshots[step] for step in wanted if step in snapshots}
         self.history = list(header["history"])
 
-    def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition(".")
-            if kind == "optimizer":
-                index, _, key = rest.partition(".")
-                state.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+def _numbered(tensors: Mapping[str, Tensor], prefix: str) -> dict[int, dict[str, Tensor]]:
+    """Collects tensors called `prefix.number.name` by number and name."""
+    collected: dict[int, dict[str, Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        kind, _, rest = full_name.partition(".")
+        if kind == prefix:
+            number, _, name = rest.partition(".")
+            collected.setdefault(int(number), {})[name] = tensor
+    return collected
 
 
 def _group_parameters(model: BayesianLora, guide: Guide) -> tuple[list[nn.Parameter], ...]:

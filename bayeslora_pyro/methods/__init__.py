@@ -3,13 +3,17 @@
 from collections.abc import Callable
 from functools import partial
 
-from bayeslora_pyro.methods import bayesian_lora, lora
+from bayeslora_pyro.methods import bayesian_lora, checkpoint_ensemble, ensemble, lora, mc_dropout, tfb
 from bayeslora_pyro.methods.recipe import Recipe as Recipe
 
 __all__ = ["METHODS", "Recipe"]
 
 METHODS: dict[str, Callable[..., Recipe]] = {
     "lora": lora.build,
+    "ensemble": ensemble.build,
+    "checkpoint-ensemble": checkpoint_ensemble.build,
+    "mc-dropout": mc_dropout.build,
+    "tfb": tfb.build,
     "bayesian-lora": bayesian_lora.build,
     "bayesian-lora-mf": partial(bayesian_lora.build, transform=None),
 }
