@@ -28,6 +28,8 @@ class FitConfig:
         accumulate: The number of batches per optimizer step.
         max_grad_norm: Where to clip the norm of the gradient; its size is then in the history.
         dropout: Whether the language model runs in train mode, with its own dropout.
+        snapshots: How many points of the run are kept, as members of an ensemble: its end, and others before it, evenly
+            spaced over the second half.
         checkpoint_every: After how many steps to write the checkpoint; 0 for only at the end.
         seed: The seed of everything random.
     """
@@ -45,6 +47,7 @@ class FitConfig:
     accumulate: int = 1
     max_grad_norm: float | None = None
     dropout: bool = False
+    snapshots: int = 1
     checkpoint_every: int = 100
     seed: int = 0
 
@@ -54,12 +57,18 @@ class FitConfig:
             "draws_per_batch": 1,
             "num_particles": 1,
             "accumulate": 1,
+            "snapshots": 1,
             "checkpoint_every": 0,
         }.items():
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
                 raise ValueError(
                     f"{name} should be a whole number of at least {least}, and is {getattr(self, name)!r}."
                 )
+        if 2 * self.snapshots > self.num_steps and self.snapshots > 1:
+            raise ValueError(
+                f"snapshots={self.snapshots} needs num_steps of at least {2 * self.snapshots}, as they lie in the "
+                f"second half of the run; it is {self.num_steps}."
+            )
         for name in (
             "learning_rate",
             "flow_learning_rate",
@@ -94,6 +103,12 @@ class FitConfig:
         """The weight of the divergences at a step."""
         warmup = self.kl_warmup * self.num_steps
         return self.kl_weight * min(1.0, (step + 1) / warmup) if warmup > 0 else self.kl_weight
+
+    @property
+    def snapshot_steps(self) -> tuple[int, ...]:
+        """After how many steps each snapshot is taken, the last at the end."""
+        before_end = reversed(range(self.snapshots))
+        return tuple(self.num_steps - k * self.num_steps // (2 * self.snapshots) for k in before_end)
 
     def learning_rate_factor_at(self, step: int) -> float:
         """What the step sizes are multiplied by at a step."""

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bayeslora_pyro import folders
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.prediction import Prediction, RegressionPrediction
 from bayeslora_pyro.replacing import new_folder, restore
@@ -79,11 +80,21 @@ class Ensemble(Sequence[Posterior]):
 
     def save(self, folder: str | Path) -> None:
         """Writes the members into `chain-0`, `chain-1`, … of a folder; all of them or none."""
-        with new_folder(Path(folder), CONFIG) as target:
+        with new_folder(Path(folder), CONFIG, "chain-*") as target:
             for index, posterior in enumerate(self):
                 posterior.save(target / f"chain-{index}")
             record = {"format": FORMAT, "num_chains": len(self)}
             (target / CONFIG).write_text(json.dumps(record), encoding="utf-8")
+
+    def draws(self, num_draws: int, folder: str | Path, seed: int = 0) -> list[Path]:
+        """Writes draws as ordinary PEFT folders, those of one member after another; see :meth:`Posterior.draws`.
+
+        Args:
+            num_draws: The number of draws of all members together, a multiple of their number.
+            folder: Where the folders `draw-000`, `draw-001`, … go; draws that are there already are replaced.
+            seed: The seed of the draws; member `k` uses `seed + k`.
+        """
+        return folders.save_draws(self, Path(folder), self._share(num_draws), seed)
 
     @classmethod
     def load(cls, folder: str | Path, base_model: Any = None, **parts: Any) -> Ensemble:
@@ -91,12 +102,12 @@ class Ensemble(Sequence[Posterior]):
 
         Args:
             folder: What :meth:`save` wrote.
-            base_model: A function that returns the base model without an adapter, one for each member; by default
-                they load the one that the folder names.
+            base_model: The base model without an adapter, which the members then share, with one LoRA; or a function
+                that returns it, one for each member; by default each loads the one that the folder names.
             parts: See :meth:`Posterior.load`.
 
         Raises:
-            ValueError: If the folder is damaged.
+            ValueError: If the folder is damaged, or its members cannot share a base model.
         """
         path = Path(folder)
         restore(path)
@@ -107,11 +118,10 @@ class Ensemble(Sequence[Posterior]):
             raise ValueError(f"{path} holds no ensemble: it should have a readable {CONFIG}.") from error
         if type(size) is not int or size < 1:
             raise ValueError(f"{path / CONFIG} is damaged, or of another version: fit again.")
-        members = [
-            Posterior.load(path / f"chain-{index}", base_model() if base_model else None, **parts)
-            for index in range(size)
-        ]
-        return cls(members)
+        places = [path / f"chain-{index}" for index in range(size)]
+        if isinstance(base_model, nn.Module):
+            return cls(_load_sharing(places, base_model, parts))
+        return cls([Posterior.load(place, base_model() if base_model else None, **parts) for place in places])
 
     def _share(self, num_draws: int | None) -> int:
         """The number of draws of each member."""
@@ -123,6 +133,20 @@ class Ensemble(Sequence[Posterior]):
                 f"it is {num_draws}."
             )
         return num_draws // len(self)
+
+
+def _load_sharing(places: Sequence[Path], base_model: nn.Module, parts: dict[str, Any]) -> list[Posterior]:
+    """Loads members over one base model, whose LoRA they share as they did when they were fitted."""
+    known = [folders.peft_record(place) for place in places]
+    for place, record in zip(places, known, strict=True):
+        if record != known[0]:
+            raise ValueError(
+                f"base_model cannot be shared: the LoRA of {place} is not that of {places[0].name}. Give a function "
+                "that returns the base model, one for each member."
+            )
+    members = [Posterior.load(places[0], base_model, **parts)]
+    shared = parts | {"peft_model": members[0].model.adapter.peft_model}
+    return members + [Posterior.load(place, **shared) for place in places[1:]]
 
 
 def _join(parts: Sequence[Prediction | RegressionPrediction]) -> Prediction | RegressionPrediction:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from bayeslora_pyro.replacing import new_folder, restore
 if TYPE_CHECKING:
     from bayeslora_pyro.posterior import Posterior
 
-__all__ = ["CONFIG", "TENSORS", "load", "read_record", "save", "save_draws"]
+__all__ = ["CONFIG", "TENSORS", "load", "peft_record", "read_record", "save", "save_draws"]
 
 CONFIG = "posterior_config.json"
 TENSORS = "posterior.safetensors"
@@ -63,15 +64,17 @@ def save(posterior: Posterior, folder: Path) -> None:
         (target / CONFIG).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
-def save_draws(posterior: Posterior, folder: Path, num_draws: int, seed: int) -> list[Path]:
-    """Writes draws as ordinary PEFT folders; see :meth:`Posterior.draws`."""
-    model, names = posterior.model, [f"draw-{index:03d}" for index in range(num_draws)]
+def save_draws(members: Sequence[Posterior], folder: Path, share: int, seed: int) -> list[Path]:
+    """Writes draws of one posterior after another as ordinary PEFT folders; see :meth:`Posterior.draws`."""
+    names = []
     with new_folder(folder, "draw-*") as target:
-        for index, name in enumerate(names):
-            (target / name).mkdir()
-            weights = posterior.weights(1, seed, first=index)
+        for (k, posterior), index in product(enumerate(members), range(share)):
+            names.append(f"draw-{k * share + index:03d}")
+            (target / names[-1]).mkdir()
+            weights = posterior.weights(1, seed + k, first=index)
             one = {stack: weight[0] for stack, weight in weights.items()}
-            write_folder(model.adapter, one, model.head_values(), target / name)
+            model = posterior.model
+            write_folder(model.adapter, one, model.head_values(), target / names[-1])
     return [folder / name for name in names]
 
 
@@ -82,20 +85,41 @@ def load(
     prior: Any = None,
     likelihood: Any = None,
     guide: Callable[[BayesianLora], Guide] | None = None,
+    peft_model: nn.Module | None = None,
 ) -> tuple[BayesianLora, Guide, dict[str, Any]]:
-    """Reads a posterior; see :meth:`Posterior.load`."""
+    """Reads a posterior; see :meth:`Posterior.load`.
+
+    Args:
+        folder: The folder.
+        base_model: The base model; by default the one that the folder names.
+        prior: The prior, where it is not one of the library's.
+        likelihood: The likelihood, where it is not one of the library's.
+        guide: A function from the model to the guide, where it is not one of the library's.
+        peft_model: The PEFT model, where there is one already, of another posterior whose :func:`peft_record` is equal.
+    """
     record = read_record(folder)
     tensors, _ = read_tensors(folder / TENSORS)
     own = record["model"]
     try:
         with unchanged_on_failure(base_model):
-            peft_model = load_peft_model(folder, base_model, own["adapter_name"], record["base"])
+            if peft_model is None:
+                peft_model = load_peft_model(folder, base_model, own["adapter_name"], record["base"])
             model = build_model(peft_model, own, prior, likelihood)
             fitted = build_guide(model, record["guide"], guide)
             load_modules(tensors, folder / TENSORS, model=model, guide=fitted)
     except (TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{folder} is damaged, or does not fit what it is loaded with: {error}.") from error
     return model, fitted, record
+
+
+def peft_record(folder: Path) -> tuple[Any, ...]:
+    """What a folder says of its base model and its LoRA: where it is equal, posteriors may share a PEFT model."""
+    record = read_record(folder)
+    config = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+    lists = {
+        name: sorted(value, key=str) for name, value in config.items() if isinstance(value, list)
+    }  # PEFT's are sets
+    return record["base"], record["model"]["adapter_name"], config | lists
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sized
+from contextlib import closing
 
 import torch
 
-from bayeslora_pyro.isolation import derive_seed
-from bayeslora_pyro.types import Batch
+from bayeslora_pyro.isolation import derive_seed, local_rng
+from bayeslora_pyro.types import Batch, main_input
 
-__all__ = ["endless_batches"]
+__all__ = ["endless_batches", "first_batches"]
 
 
 def endless_batches(loader: Iterable[Batch], seed: int, skip: int = 0) -> Generator[Batch, None, None]:
@@ -45,6 +46,22 @@ def endless_batches(loader: Iterable[Batch], seed: int, skip: int = 0) -> Genera
     finally:
         for generator, state in before.items():
             generator.set_state(state)
+
+
+def first_batches(loader: Iterable[Batch], seed: int, num_items: int) -> list[Batch]:
+    """Returns the first batches of a pass, until they hold so many items, or all; the loader stays as it is.
+
+    Args:
+        loader: Batches.
+        seed: The seed of the order, and of whatever else is random in the loader.
+        num_items: The number of items, which the last batch may exceed.
+    """
+    batches: list[Batch] = []
+    with local_rng(seed, "first batches"), closing(endless_batches(loader, seed)) as endless:
+        whole = len(loader) if isinstance(loader, Sized) else sum(1 for _ in loader)
+        while len(batches) < whole and sum(len(main_input(batch)) for batch in batches) < num_items:
+            batches.append(next(endless))
+    return batches
 
 
 def _seeded(loader: Iterable[Batch], seed: int, epoch: int) -> Generator[Batch, None, None]:

@@ -33,20 +33,21 @@ class ParameterCounts:
         return self.total - self.head - self.lora
 
 
-def count_parameters(model: BayesianLora, guide: Guide) -> ParameterCounts:
-    """Counts the trainable parameters of a model and its guide.
+def count_parameters(model: BayesianLora, guide: Guide, *, members: int = 1) -> ParameterCounts:
+    """Counts the trainable parameters of a model and its guide, or of several alike.
 
     Works on the meta device too, where a model of any size is free.
 
     Args:
         model: The model.
         guide: The guide.
+        members: The number of members of an ensemble, each of which has as many; plain LoRA's are counted once.
     """
     lora = sum(len(stack) * stack.shape[0] * stack.shape[1] for stack in model.stacks)
     return ParameterCounts(
         lora=lora,
-        head=_count(model.head.parameters()),
-        total=_count({*model.parameters(), *guide.parameters()}),
+        head=members * _count(model.head.parameters()),
+        total=members * _count({*model.parameters(), *guide.parameters()}),
     )
 
 

@@ -91,7 +91,10 @@ class Posterior:
         return _stack_weights(draws)
 
     def log_weights(self, num_draws: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """The log-densities of the same draws under the prior and under the guide. Shapes `(draw,)`."""
+        """The log-densities of the same draws under the prior and under the guide. Shapes `(draw,)`.
+
+        That under the guide is nan where the guide has none, but points.
+        """
         rows = []
         with _evaluating(self.model, self.guide):
             for draw in range(_count(num_draws)):
@@ -101,8 +104,10 @@ class Posterior:
                 ).get_trace()
                 pair = prior_trace.log_prob_sum(), guide_trace.log_prob_sum()
                 rows.append(torch.stack([torch.as_tensor(log_prob) for log_prob in pair]))
+            latent = [stack for stack in self.stacks if self.model.prior_of(stack).latent is not None]
+            has_density = all(self.guide.has_density(stack) for stack in latent)
         log_p, log_q = torch.stack(rows, dim=-1).double()
-        return log_p, log_q
+        return log_p, log_q if has_density else torch.full_like(log_q, torch.nan)
 
     def predict(
         self,
@@ -233,7 +238,7 @@ class Posterior:
         Raises:
             ValueError: If the folder holds something else.
         """
-        return folders.save_draws(self, Path(folder), _count(num_draws), seed)
+        return folders.save_draws([self], Path(folder), _count(num_draws), seed)
 
     def save(self, folder: str | Path) -> None:
         """Writes a folder that PEFT loads as the posterior mean, and :meth:`load` as the posterior itself.

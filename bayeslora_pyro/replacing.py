@@ -6,7 +6,7 @@ import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ __all__ = ["flush", "new_folder", "restore"]
 
 
 @contextmanager
-def new_folder(path: Path, marker: str) -> Iterator[Path]:
+def new_folder(path: Path, marker: str, *stale: str) -> Iterator[Path]:
     """Yields a temporary folder that takes the place of `path` once it is complete, and vanishes if it never is.
 
     Files that the old folder has and the new one has not, such as a report, are taken over.
@@ -23,6 +23,7 @@ def new_folder(path: Path, marker: str) -> Iterator[Path]:
         path: The folder to create or replace.
         marker: The name, or a pattern such as `draw-*`, of what makes a folder one that may be replaced. What has such
             a name is not taken over.
+        stale: Further patterns of what is not taken over.
 
     Raises:
         ValueError: If the path is a file, or a folder that holds something else, or the working directory.
@@ -43,7 +44,7 @@ def new_folder(path: Path, marker: str) -> Iterator[Path]:
             written.chmod(new.stat().st_mode & (0o777 if written.is_dir() else 0o666))
             flush(written)
         if path.exists():
-            _take_over(path, new, marker)
+            _take_over(path, new, (marker, *stale))
             path.rename(old)
         _move_in(new, path)
     finally:
@@ -52,10 +53,9 @@ def new_folder(path: Path, marker: str) -> Iterator[Path]:
         shutil.rmtree(room, ignore_errors=True)
 
 
-def _take_over(old: Path, new: Path, marker: str) -> None:
-    kept = {entry.name for entry in old.iterdir()} - {
-        entry.name for entry in (*new.iterdir(), *old.glob(marker))
-    }
+def _take_over(old: Path, new: Path, stale: Sequence[str]) -> None:
+    replaced = (*new.iterdir(), *(entry for pattern in stale for entry in old.glob(pattern)))
+    kept = {entry.name for entry in old.iterdir()} - {entry.name for entry in replaced}
     for name in sorted(kept):
         if (old / name).is_dir() and not (old / name).is_symlink():
             shutil.copytree(old / name, new / name, symlinks=True)

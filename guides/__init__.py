@@ -2,6 +2,7 @@
 
 from bayeslora_pyro.guides.base import Guide as Guide
 from bayeslora_pyro.guides.delta import DeltaGuide as DeltaGuide
+from bayeslora_pyro.guides.dropout import DropoutGuide as DropoutGuide
 from bayeslora_pyro.guides.flow import FlowGuide as FlowGuide
 from bayeslora_pyro.guides.full_rank import FullRankGuide as FullRankGuide
 from bayeslora_pyro.guides.low_rank import LowRankGuide as LowRankGuide
@@ -12,6 +13,7 @@ from bayeslora_pyro.guides.mixture import MixtureGuide as MixtureGuide
 __all__ = [
     "GUIDES",
     "DeltaGuide",
+    "DropoutGuide",
     "FlowGuide",
     "FullRankGuide",
     "Guide",
@@ -29,5 +31,6 @@ GUIDES: dict[str, type[Guide]] = {
     "full_rank": FullRankGuide,
     "mixture": MixtureGuide,
     "flow": FlowGuide,
+    "dropout": DropoutGuide,
 }
 """The guides by name."""

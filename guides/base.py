@@ -171,6 +171,10 @@ class Guide(AbstractPyroModule):
             return dist.Delta(transform(base.v), event_dim=2)
         return dist.TransformedDistribution(base, [transform])
 
+    def has_density(self, stack: FactorStack) -> bool:
+        """Whether the latent site has a density; a point, or several, has none, and no importance weights."""
+        return not isinstance(self.get_posterior(stack), dist.Delta)
+
     @final
     def noise_scale(self, stack: FactorStack) -> Tensor:
         r"""The factor :math:`\lambda` of the conditional noise, where the prior has one. Shape `(L,)`."""

@@ -13,12 +13,13 @@ from .cli_files import FAST, MOODS, bayeslora, bert, fitted
 __all__ = ["bert", "fitted"]
 
 
-def interrupt_at(step: int, monkeypatch) -> None:
-    """Presses Ctrl-C in the middle of a step."""
-    weight_at = FitConfig.kl_weight_at
+def interrupt_at(step: int, monkeypatch, times_before: int = 0) -> None:
+    """Presses Ctrl-C in the middle of a step, once a run has come to it so many times before."""
+    weight_at, times = FitConfig.kl_weight_at, []
 
     def press(config: FitConfig, at: int) -> float:
-        if at == step:
+        times.extend([at] if at == step else [])
+        if at == step and len(times) > times_before:
             signal.raise_signal(signal.SIGINT)
         return weight_at(config, at)
 

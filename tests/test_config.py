@@ -1,5 +1,6 @@
 """The settings of a fit: checked at once, with the name, the value and the cure."""
 
+import itertools
 import math
 from dataclasses import FrozenInstanceError, asdict, fields
 from typing import Any
@@ -21,6 +22,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "warm-up-nan": ({"kl_warmup": math.nan}, "kl_warmup should be a share"),
     "norm": ({"max_grad_norm": 0.0}, "max_grad_norm should be positive, or None for no clipping; it is 0.0"),
     "schedule": ({"schedule": "step"}, "schedule should be 'constant', 'linear' or 'cosine', and is 'step'"),
+    "no-snapshots": ({"snapshots": 0}, "snapshots should be a whole number of at least 1, and is 0"),
+    "snapshots": ({"num_steps": 9, "snapshots": 5}, "snapshots=5 needs num_steps of at least 10"),
     "checkpoints": (
         {"checkpoint_every": -1},
         "checkpoint_every should be a whole number of at least 0, and is -1",
@@ -78,3 +81,14 @@ def test_step_sizes_follow_the_schedule(schedule: Any, factors: list[float]) -> 
     config = FitConfig(num_steps=4, schedule=schedule)
     found = [config.learning_rate_factor_at(step) for step in range(4)]
     assert found == pytest.approx(factors, abs=1e-5)
+
+
+@pytest.mark.parametrize("num_steps", [2, 10, 11, 600])
+@pytest.mark.parametrize("snapshots", [1, 2, 5])
+def test_snapshots_are_spaced_over_the_second_half(num_steps: int, snapshots: int) -> None:
+    if 2 * snapshots <= num_steps:
+        steps = FitConfig(num_steps=num_steps, snapshots=snapshots).snapshot_steps
+        assert (len(set(steps)), steps[-1]) == (snapshots, num_steps)
+        assert steps[0] > num_steps / 2
+        gaps = {b - a for a, b in itertools.pairwise(steps)}
+        assert not gaps or max(gaps) - min(gaps) <= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from bayeslora_pyro.cli.choices import choice_form, choice_likelihood
 from bayeslora_pyro.cli.errors import CommandError, blame, one_line
 from bayeslora_pyro.cli.units import TargetPosterior
 from bayeslora_pyro.config import FitConfig
+from bayeslora_pyro.ensemble import CONFIG as ENSEMBLE_CONFIG
+from bayeslora_pyro.ensemble import Ensemble
 from bayeslora_pyro.methods import METHODS, Recipe
 from bayeslora_pyro.models import BayesianLora, Likelihood
 from bayeslora_pyro.posterior import Posterior
@@ -28,7 +31,7 @@ from bayeslora_pyro.tasks import (
     make_loader,
 )
 
-__all__ = ["Language", "adapt", "load_language", "load_posterior", "make_likelihood", "make_recipe"]
+__all__ = ["Language", "adapt", "load_language", "load_members", "make_likelihood", "make_recipe"]
 
 _KINDS = {
     "classification": ("classification", "SEQ_CLS", "classification"),
@@ -45,6 +48,7 @@ _GUIDE = {
     "conditioned": "conditioned",
     "guide.scale": "scale",
     "guide.noise_scale": "noise_scale",
+    "guide.rate": "rate",
 }
 """The options that are arguments of the guide."""
 
@@ -173,12 +177,17 @@ def make_recipe(
     if prior or guide:
         recipe = _changed(recipe, options["method"], prior, guide)
     settings = {name: options[name] for name in vars(FitConfig()) if options[name] is not None}
-    return replace(recipe, config=recipe.config.replace(**settings))
+    with blame(", ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())):
+        recipe = replace(recipe, config=recipe.config.replace(**settings))
+    if options["num_chains"] is not None:
+        recipe = replace(recipe, num_chains=options["num_chains"])
+    share = math.ceil(recipe.num_draws / recipe.num_members)  # of each member alike
+    return replace(recipe, num_draws=share * recipe.num_members)
 
 
 def _changed(recipe: Recipe, method: str, prior: dict[str, Any], guide: dict[str, Any]) -> Recipe:
     """Builds the parts of a recipe again with other arguments."""
-    own: Any = recipe.model.priors["AB"]
+    first, own = next(iter(_priors(recipe.model).items()))
     base = getattr(recipe.guide, "base", recipe.guide)
     known = base.config() | recipe.guide.config()
     flags = {key: f"--{name.replace('_', '-')}" for name, key in _GUIDE.items()}
@@ -190,10 +199,11 @@ def _changed(recipe: Recipe, method: str, prior: dict[str, Any], guide: dict[str
             raise CommandError(
                 f"{flag} does not fit --method {method}: leave it out, or choose another method"
             )
+    priors: Any = {roles: type(each)(**each.config()) for roles, each in _priors(recipe.model).items()}
     with blame(_named(prior, guide, flags)):
         model = BayesianLora(
             recipe.model.adapter.peft_model,
-            type(own)(**(own.config() | prior)),
+            priors | {first: type(own)(**(own.config() | prior))},
             recipe.model.likelihood,
             recipe.model.num_data,
             seed=recipe.model.seed,
@@ -203,18 +213,30 @@ def _changed(recipe: Recipe, method: str, prior: dict[str, Any], guide: dict[str
         )
 
 
+def _priors(model: BayesianLora) -> dict[str, Any]:
+    """The priors by role, that of the factors A first."""
+    return dict(model.priors.items())
+
+
 def _named(prior: dict[str, Any], guide: dict[str, Any], flags: Mapping[str, str]) -> str:
     given = {f"--prior.{name.replace('_', '-')}": value for name, value in prior.items()}
     given |= {flags[name]: value for name, value in guide.items()}
     return ", ".join(f"{flag} {value}" for flag, value in given.items())
 
 
-def load_posterior(folder: Path, language: Language, kind: str) -> Posterior:
-    """Loads the posterior of a run over its base model; of a regression, one in the units of the targets."""
+def load_members(folder: Path, language: Language, kind: str) -> list[Posterior]:
+    """Loads the posterior of a run over its base model, or the members of its ensemble.
+
+    Those of a regression are in the units of the targets.
+    """
     family = TargetPosterior if kind == "regression" else Posterior
     with blame("DIR"):
-        posterior = family.load(folder, language.base_model)
+        if (folder / ENSEMBLE_CONFIG).is_file():
+            loaded = list(Ensemble.load(folder, language.base_model))
+        else:
+            loaded = [Posterior.load(folder, language.base_model)]
     device = language.base_model.device
-    posterior.model.to(device)
-    posterior.guide.to(device)
-    return posterior
+    for posterior in loaded:
+        posterior.model.to(device)
+        posterior.guide.to(device)
+    return [family(each.model, each.guide, history=each.history, metadata=each.metadata) for each in loaded]

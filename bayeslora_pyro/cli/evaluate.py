@@ -86,7 +86,13 @@ def run(plan: Plan) -> None:
     options = plan.options
     opened = LoadedRun(plan)
     sets = _sets(opened, options)
-    scorer = _Scorer(opened, options["num_draws"] or opened.record["num_draws"], options["seed"])
+    num_draws = options["num_draws"] or opened.record["num_draws"]
+    if num_draws % len(opened.members):
+        raise CommandError(
+            f"--num-draws {num_draws} is no multiple of the {len(opened.members)} members of the ensemble: give one, "
+            "so that each counts alike"
+        )
+    scorer = _Scorer(opened, num_draws, options["seed"])
     kind = opened.record["data"]["kind"]
     temperature = _temperature(scorer) if options["temperature"] else None
     rows: dict[str, Row] = {}
@@ -146,7 +152,7 @@ def _show(opened: LoadedRun, scorer: _Scorer, rows: Mapping[str, Row], temperatu
     shown = {
         "posterior": f"{options['method']} on {options['model']}, {scorer.num_draws} "
         f"{'draw' if scorer.num_draws == 1 else 'draws'}, seed {scorer.seed}",
-        "fitted by": tempering(options["method"], record["fit"]["kl_weight"]),
+        "fitted by": record.get("objective") or tempering(options["method"], record["fit"]["kl_weight"]),
     }
     if temperature is not None:
         shown["temperature"] = f"{temperature:.3f}, fitted on {record['data']['tuning']:,} tuning items"

@@ -36,6 +36,9 @@ from bayeslora_pyro.tasks import PACKAGED_MODELS, TASKS
 __all__ = ["run"]
 
 _LIBRARIES = ("torch", "pyro-ppl", "transformers", "peft")
+_POSTERIORS = ("posterior*", "adapter_*", "ensemble.json", "chain-*")
+"""The files of a posterior or an ensemble, of which a run that replaces another leaves none."""
+
 _NOT_RECORDED = ("output", "resume", "overwrite")
 
 
@@ -76,7 +79,7 @@ def _fit(plan: Plan, record: dict[str, Any], data: RunData, language: Language, 
     )
     checkpoint = plan.folder / CHECKPOINT
     if plan.record is None:
-        checkpoint.unlink(missing_ok=True)
+        _remove_checkpoints(plan.folder)
     with blame("--output"):
         write_json(plan.folder / RECORD, record)
     steps: list[float] = []
@@ -93,6 +96,8 @@ def _fit(plan: Plan, record: dict[str, Any], data: RunData, language: Language, 
             if steps
             else "before the first step"
         )
+        if recipe.num_chains > 1:
+            done += f" of fit {len(_checkpoints(plan.folder))} of {recipe.num_chains}"
         raise KeyboardInterrupt(
             f"interrupted {done}; to go on: bayeslora fit --resume --output {plan.folder}"
         ) from None
@@ -105,8 +110,7 @@ def _fit(plan: Plan, record: dict[str, Any], data: RunData, language: Language, 
 
 def _save(folder: Path, record: dict[str, Any], result: FitResult) -> None:
     """Puts posterior and record into the place of the checkpoint, all or nothing."""
-    posterior = result.posterior
-    posterior.metadata |= {
+    metadata = {
         "method": record["options"]["method"],
         "base_model": record["options"]["model"],
         "data": record["data"]["name"],
@@ -115,13 +119,25 @@ def _save(folder: Path, record: dict[str, Any], result: FitResult) -> None:
         "max_length": record["max_length"],
     }
     if record["data"]["classes"]:
-        posterior.metadata["label_names"] = record["data"]["classes"]
+        metadata["label_names"] = record["data"]["classes"]
     if record["data"]["target"]:
-        posterior.metadata |= {f"target_{name}": value for name, value in record["data"]["target"].items()}
-    with new_folder(folder, RECORD) as target:
-        posterior.save(target)
+        metadata |= {f"target_{name}": value for name, value in record["data"]["target"].items()}
+    for posterior in result.chains:
+        posterior.metadata |= metadata
+    with new_folder(folder, RECORD, *_POSTERIORS) as target:
+        (result.chains if len(result.chains) > 1 else result.posterior).save(target)
         write_json(target / RECORD, {**record, "finished": True})
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    _remove_checkpoints(folder)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of the chains that were begun."""
+    return sorted(folder.glob(f"{CHECKPOINT}*"))
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    for path in _checkpoints(folder):
+        path.unlink()
 
 
 def _record(options: Mapping[str, Any], data: RunData, language: Language, recipe: Recipe) -> dict[str, Any]:
@@ -130,7 +146,7 @@ def _record(options: Mapping[str, Any], data: RunData, language: Language, recip
     for name in PATHS:
         if kept[name] is not None and kept[name] not in PACKAGED_MODELS:
             kept[name] = rooted(kept[name])
-    counts = count_parameters(recipe.model, recipe.guide)
+    counts = count_parameters(recipe.model, recipe.guide, members=recipe.num_members)
     return {
         "format": FORMAT,
         "finished": False,
@@ -138,6 +154,7 @@ def _record(options: Mapping[str, Any], data: RunData, language: Language, recip
         "data": data.record(),
         "max_length": language.max_length,
         "num_draws": recipe.num_draws,
+        "objective": _objective(recipe),
         "fit": asdict(recipe.config),
         "parameters": {**asdict(counts), "extra": counts.extra},
         "versions": {
@@ -149,7 +166,8 @@ def _record(options: Mapping[str, Any], data: RunData, language: Language, recip
 
 
 def _describe(folder: Path, options: Mapping[str, Any], data: RunData, recipe: Recipe) -> dict[str, str]:
-    counts, splits = count_parameters(recipe.model, recipe.guide), data.splits
+    counts = count_parameters(recipe.model, recipe.guide, members=recipe.num_members)
+    splits = data.splits
     modules = sorted({name.rpartition(".")[2] for stack in recipe.model.stacks for name in stack.adapters})
     kind = data.examples.kind + (f" of {len(data.examples.classes)}" if data.examples.classes else "")
     return {
@@ -157,11 +175,18 @@ def _describe(folder: Path, options: Mapping[str, Any], data: RunData, recipe: R
         f"{len(splits.test):,} for testing",
         "base model": f"{options['model']}; LoRA of rank {options['r']}, alpha {options['lora_alpha']} on "
         f"{', '.join(modules)}",
-        "method": f"{options['method']}, {tempering(options['method'], recipe.config.kl_weight)}",
+        "method": f"{options['method']}, {_objective(recipe)}",
         "parameters": f"LoRA's {counts.lora:,}; ours {counts.total - counts.head:,}, which is {abs(counts.extra):,} "
         f"{'more' if counts.extra >= 0 else 'fewer'} than LoRA; head {counts.head:,}",
         "folder": str(folder),
     }
+
+
+def _objective(recipe: Recipe) -> str:
+    """Says what is maximised."""
+    if any(prior.latent is not None for prior in recipe.model.priors.values()):
+        return tempering("", recipe.config.kl_weight)
+    return tempering("lora", 0) + ("" if recipe.finish is None else ", then a search for the noise it bears")
 
 
 def tempering(method: str, kl_weight: float) -> str:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from bayeslora_pyro.cli.building import Language, load_language, load_posterior
+from bayeslora_pyro.cli.building import Language, load_language, load_members
 from bayeslora_pyro.cli.data import RunData, load_run_data, load_shift, set_name
 from bayeslora_pyro.cli.errors import CommandError
 from bayeslora_pyro.cli.plans import Plan
 from bayeslora_pyro.cli.terminal import working
+from bayeslora_pyro.ensemble import Ensemble
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.tasks import Examples, split
 
@@ -44,10 +45,15 @@ class LoadedRun:
             return load_language(options, data["kind"], len(data["classes"]), self.record["max_length"])
 
     @cached_property
-    def posterior(self) -> Posterior:
-        """The posterior; of a regression, in the units of the targets."""
+    def members(self) -> list[Posterior]:
+        """The posterior, or the members of the ensemble; of a regression, in the units of the targets."""
         with working("loading the posterior"):
-            return load_posterior(self.folder, self.language, self.record["data"]["kind"])
+            return load_members(self.folder, self.language, self.record["data"]["kind"])
+
+    @property
+    def posterior(self) -> Posterior | Ensemble:
+        """The posterior, or the ensemble."""
+        return self.members[0] if len(self.members) == 1 else Ensemble(self.members)
 
     def loader(self, examples: Examples) -> Any:
         """Batches of examples, those of like length together."""

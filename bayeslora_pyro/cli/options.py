@@ -112,7 +112,14 @@ _MODEL = _group(
 
 _METHOD = _group(
     "method",
-    ("method", text(), "bayesian-lora, bayesian-lora-mf (mean field) or lora", "bayesian-lora"),
+    (
+        "method",
+        text(),
+        "bayesian-lora, bayesian-lora-mf (mean field), lora, ensemble (of LoRA fits), checkpoint-ensemble (of "
+        "points of one fit), mc-dropout or tfb (noise for a trained LoRA)",
+        "bayesian-lora",
+    ),
+    ("num_chains", whole(1), "how many independent fits predict together (default: the method's own)"),
     ("transform", text(), "the flow, such as affine_autoregressive, planar or spline_coupling"),
     ("depth", whole(1), "how many flows in a row"),
     ("over", one_of("rows", "matrix"), "what the flow maps: each inducing row, or the whole matrix"),
@@ -131,6 +138,7 @@ _METHOD = _group(
     ("prior.scale_prior", number(), "make it random: the standard deviation of its logarithm"),
     ("prior.whitened", switch, "whether the inducing matrices are whitened"),
     ("guide.scale", number(), "the initial standard deviation of the inducing matrices"),
+    ("guide.rate", number(0), "the share of the inputs of A that MC dropout drops"),
     ("guide.noise_scale", number(), "the initial share of the conditional noise, between 0 and 1"),
 )
 
@@ -188,7 +196,9 @@ COMMANDS: dict[str, Command] = {
     "draws": Command(
         "write draws from a fit as ordinary PEFT folders",
         (
-            Option("num", whole(1), "the number of draws", 16),
+            Option(
+                "num", whole(1), "the number of draws (default: 16, of an ensemble as many of each member)"
+            ),
             _DRAW_SEED,
             _DEVICE,
             Option("output", text("DIR"), "the folder to write (default: draws in the folder of the run)"),

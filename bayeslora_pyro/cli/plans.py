@@ -21,6 +21,10 @@ _FREE = {"resume", "overwrite", "output", "device", "num_steps", "checkpoint_eve
 """Options of fit that may be others when a run is resumed."""
 
 
+_CONFIGS = ("posterior_config.json", "ensemble.json")
+"""What a finished run holds one of."""
+
+
 PATHS = ("data", "data_dir", "model")
 """Options that are, or may be, paths."""
 
@@ -70,9 +74,9 @@ def make_plan(call: Call) -> Plan:
         raise CommandError(
             f"DIR {call.run} holds an interrupted fit: finish it with bayeslora fit --resume --output {call.run}"
         )
-    if not (call.run / "posterior_config.json").is_file():
+    if not any((call.run / name).is_file() for name in _CONFIGS):
         raise CommandError(
-            f"DIR {call.run} is damaged (no posterior_config.json): restore it from a copy, or fit again"
+            f"DIR {call.run} is damaged (no {_CONFIGS[0]}): restore it from a copy, or fit again"
         )
     options, output = call.options, call.options.get("output")
     _check_file("--data", options.get("data"))

@@ -24,7 +24,7 @@ def run(plan: Plan) -> None:
     options, opened = plan.options, LoadedRun(plan)
     record = opened.record
     name, fitted = record["data"]["name"], record["options"]
-    if not opened.posterior.site_dims:
+    if not opened.members[0].site_dims:
         raise CommandError(
             f"{plan.folder} was fitted by {fitted['method']}, which has no posterior to report on"
         )

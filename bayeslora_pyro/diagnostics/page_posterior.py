@@ -122,6 +122,9 @@ def importance(container: Container) -> Html | None:
     stats = datasets(container).get("sample_stats")
     if stats is None or "lp" not in stats:
         return None
+    if stats["log_guide"].isnull().any():
+        text = "The guide has no density, as it is a point or drops inputs at random: there is no k-hat."
+        return section("How good a proposal the guide is", paragraph(text))
     fitted = container.attrs.get("lp_data") == "fitted_to"
     target = "the training data" if fitted else "the items of this report"
     if stats["lp"].sizes["draw"] < MIN_DRAWS:

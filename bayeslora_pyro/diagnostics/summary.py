@@ -69,6 +69,11 @@ def khat(container: Container, *, kl_weight: float = 1.0) -> float:
         raise ValueError(
             "container has no log joint density: pass batches with labels, or fitted_to, to to_arviz"
         )
+    if stats["log_guide"].isnull().any():
+        raise ValueError(
+            "the guide has no density, as it is a point or drops inputs at random: its draws cannot be reweighted, and "
+            "there is no k-hat"
+        )
     if not kl_weight > 0:
         raise ValueError(f"kl_weight should be positive, got {kl_weight}")
     log_weights = stats["log_prior"] + stats["log_likelihood_sum"] / kl_weight - stats["log_guide"]

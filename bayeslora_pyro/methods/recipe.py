@@ -1,15 +1,17 @@
-"""What a method builds: a model, a guide, and how to fit them."""
+"""What a method builds: a model, a guide, how to fit them, and what to make of the fit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from bayeslora_pyro.config import FitConfig
+from bayeslora_pyro.ensemble import Ensemble
 from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.inference import FitResult, fit
 from bayeslora_pyro.models import BayesianLora
+from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.types import Batch
 
 __all__ = ["Recipe"]
@@ -25,6 +27,8 @@ class Recipe:
         config: The settings of the fit.
         num_draws: The number of draws to predict with.
         num_chains: The number of independent fits.
+        finish: Makes the posterior of the method from a fitted one and the loader that it was fitted with; None where
+            the fitted posterior is that of the method.
     """
 
     model: BayesianLora
@@ -32,8 +36,19 @@ class Recipe:
     config: FitConfig
     num_draws: int = 16
     num_chains: int = 1
+    finish: Callable[[Posterior, Iterable[Batch]], Posterior] | None = None
+
+    @property
+    def num_members(self) -> int:
+        """The number of posteriors that predict together: the snapshots of all chains."""
+        return self.num_chains * self.config.snapshots
 
     def fit(self, loader: Iterable[Batch], **options: Any) -> FitResult:
         """Fits the guide; see :func:`bayeslora_pyro.fit`."""
         options = {"num_chains": self.num_chains} | options
-        return fit(self.model, self.guide, loader, self.config, **options)
+        result = fit(self.model, self.guide, loader, self.config, **options)
+        if self.finish is None:
+            return result
+        chains = Ensemble([self.finish(fitted, loader) for fitted in result.chains])
+        end = list(result.chains).index(result.posterior)
+        return FitResult(chains[end], result.history, chains)

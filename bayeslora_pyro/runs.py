@@ -1,0 +1,243 @@
+"""One run of a fit: its steps, its checkpoint, and going on from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora_pyro.checkpoints import load_modules, read_tensors, state_of, uninterrupted, write_tensors
+from bayeslora_pyro.config import FitConfig
+from bayeslora_pyro.elbo import ElboParts, PartsELBO
+from bayeslora_pyro.guides import Guide
+from bayeslora_pyro.isolation import derive_seed
+from bayeslora_pyro.loading import endless_batches
+from bayeslora_pyro.models import BayesianLora
+from bayeslora_pyro.parts import describe_guide, describe_model
+from bayeslora_pyro.progress import progress_bar
+from bayeslora_pyro.transforms import StackedTransform
+from bayeslora_pyro.types import Batch
+
+__all__ = ["Row", "Run"]
+
+Row = dict[str, float]
+"""One step of the history: the ELBO and its parts in nats per item, and the KL weight."""
+
+HEADER = {"config": dict, "model": dict, "guide": dict, "history": list}
+"""What the header of a checkpoint holds."""
+
+CURE = "Lower learning_rate, or start with a smaller scale."
+
+MAY_CHANGE = ("num_steps", "checkpoint_every")
+"""The settings that a resumed run may change."""
+
+
+class Run:
+    """The state of a fit: the modules, the optimizer, the step, the history.
+
+    Args:
+        model: The model, changed in place.
+        guide: The guide, changed in place.
+        config: The settings.
+        checkpoint: The file for the state; None for none.
+    """
+
+    def __init__(self, model: BayesianLora, guide: Guide, config: FitConfig, checkpoint: Path | None) -> None:
+        self.model, self.guide, self.config, self.checkpoint = model, guide, config, checkpoint
+        self.elbo = PartsELBO()  # type: ignore[no-untyped-call]
+        self.history: list[Row] = []
+        self.snapshots: dict[
+            int, dict[str, Tensor]
+        ] = {}  # the state after so many steps, the last one left out
+        groups: list[dict[str, Any]] = [
+            {"params": parameters, "lr": rate, "initial_lr": rate}
+            for parameters, rate in zip(
+                _group_parameters(model, guide),
+                (config.learning_rate, config.flow_learning_rate, config.head_learning_rate),
+                strict=True,
+            )
+            if parameters
+        ]
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+
+    @property
+    def step(self) -> int:
+        """The number of steps done."""
+        return len(self.history)
+
+    def go(self, loader: Iterable[Batch], progress: bool, callbacks: Sequence[Callable[[Row], None]]) -> None:
+        """Takes the steps that are left."""
+        config = self.config
+        batches = endless_batches(loader, config.seed, skip=self.step * config.accumulate)
+        try:
+            with progress_bar(config.num_steps, self.step, enabled=progress) as advance:
+                while self.step < config.num_steps:
+                    micro_batches = [next(batches) for _ in range(config.accumulate)]
+                    torch.manual_seed(derive_seed(config.seed, "step", self.step))
+                    row = self.take_step(micro_batches)
+                    for callback in (advance, *callbacks):
+                        callback(row)
+                    if config.checkpoint_every and self.step % config.checkpoint_every == 0:
+                        self.save()
+        finally:
+            batches.close()
+            self.save()
+
+    def take_step(self, batches: Sequence[Batch]) -> Row:
+        """Takes one step over some micro-batches, and returns its row of the history."""
+        step, config = self.step, self.config
+        kl_weight = config.kl_weight_at(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * config.learning_rate_factor_at(step)
+        self.optimizer.zero_grad()
+        sizes = [self.model.likelihood.num_items(batch) for batch in batches]
+        rows = []
+        for batch, size in zip(batches, sizes, strict=True):
+            share = size / sum(sizes) / config.num_particles
+            on_device = _to(batch, self.model.adapter.device)
+            num_draws = self.model.likelihood.most_draws(on_device, config.draws_per_batch)
+            for _ in range(config.num_particles):
+                parts = self._estimate(on_device, num_draws)
+                loss = parts.loss(kl_weight) * (share / self.model.num_data)
+                _check_finite(loss, parts, step)
+                loss.backward()
+                rows.append(
+                    {name: value * share for name, value in parts.values(self.model.num_data).items()}
+                )
+        row = (
+            {"step": float(step)}
+            | {name: sum(r[name] for r in rows) for name in rows[0]}
+            | {"kl_weight": kl_weight}
+        )
+        row["grad_norm"] = self._clip_gradient(step)
+        with uninterrupted():
+            self.optimizer.step()
+            self.history.append(row)
+            if self.step in self.config.snapshot_steps[:-1]:
+                state = state_of(model=self.model, guide=self.guide)
+                self.snapshots[self.step] = {name: value.clone() for name, value in state.items()}
+        return row
+
+    def _estimate(self, batch: Batch, num_draws: int) -> ElboParts:
+        try:
+            return self.elbo.parts(self.model, self.guide, batch, num_draws)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"Step {self.step}: {error} {CURE}") from error
+
+    def _clip_gradient(self, step: int) -> float:
+        """Clips the gradient, where that is wanted, and returns the norm it had."""
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if not bool(norm.isfinite()):
+            raise FloatingPointError(
+                f"Step {step}: the gradient of {self._first_broken()!r} is not finite. {CURE}"
+            )
+        if self.config.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, norm)
+        return norm.item()
+
+    def _first_broken(self) -> str | None:
+        named = (*self.model.named_parameters(), *self.guide.named_parameters())
+        broken = (name for name, p in named if p.grad is not None and not bool(p.grad.isfinite().all()))
+        return next(broken, None)
+
+    def save(self) -> None:
+        """Writes the checkpoint, if there is to be one."""
+        if self.checkpoint is None:
+            return
+        moments = {
+            f"optimizer.{index}.{name}": value
+            for index, state in self.optimizer.state_dict()["state"].items()
+            for name, value in state.items()
+        }
+        kept = {
+            f"snapshot.{step}.{name}": value
+            for step, state in self.snapshots.items()
+            for name, value in state.items()
+        }
+        tensors = state_of(model=self.model, guide=self.guide) | moments | kept
+        write_tensors(self.checkpoint, tensors, self._describe() | {"history": self.history})
+
+    def _describe(self) -> dict[str, dict[str, Any]]:
+        """What has to be the same for a run to go on from a checkpoint."""
+        model, guide = describe_model(self.model), describe_guide(self.guide)
+        return {"config": asdict(self.config), "model": model, "guide": {"guide": guide}}
+
+    def find_checkpoint(self, resume: bool) -> None:
+        """Goes back to the state of the checkpoint, if there is one and it is wanted.
+
+        Raises:
+            ValueError: If the file is there and is no checkpoint, or was written with other settings.
+        """
+        if self.checkpoint is None:
+            if resume:
+                raise ValueError("resume needs checkpoint, the file to resume from.")
+            return
+        if self.checkpoint.is_dir():
+            raise ValueError(f"checkpoint should be a file, and {self.checkpoint} is a folder.")
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        if not self.checkpoint.exists():
+            return
+        tensors, header = read_tensors(self.checkpoint)
+        if not all(isinstance(header.get(name), kind) for name, kind in HEADER.items()):
+            raise ValueError(f"{self.checkpoint} is no checkpoint of a fit: choose another file.")
+        if resume:
+            self._restore(self.checkpoint, tensors, header)
+
+    def _restore(self, path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+        for part, settings in self._describe().items():
+            for name, value in settings.items():
+                if name not in MAY_CHANGE and header[part].get(name) != value:
+                    raise ValueError(
+                        f"{path} was written with {name}={header[part].get(name)!r}, and this run has "
+                        f"{name}={value!r}. Give the same settings, or start anew without resume."
+                    )
+        snapshots = _numbered(tensors, "snapshot")
+        done, wanted = len(header["history"]), self.config.snapshot_steps[:-1]
+        if missed := [step for step in wanted if step <= done and step not in snapshots]:
+            raise ValueError(
+                f"{path} is of a run of {done} steps without a snapshot after step {missed[0]}, which "
+                f"num_steps={self.config.num_steps} asks for. Give the num_steps that it was started with."
+            )
+        load_modules(tensors, path, model=self.model, guide=self.guide)
+        optimizer = _numbered(tensors, "optimizer")
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": optimizer})
+        self.snapshots = {step: snapshots[step] for step in wanted if step in snapshots}
+        self.history = list(header["history"])
+
+
+def _numbered(tensors: Mapping[str, Tensor], prefix: str) -> dict[int, dict[str, Tensor]]:
+    """Collects tensors called `prefix.number.name` by number and name."""
+    collected: dict[int, dict[str, Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        kind, _, rest = full_name.partition(".")
+        if kind == prefix:
+            number, _, name = rest.partition(".")
+            collected.setdefault(int(number), {})[name] = tensor
+    return collected
+
+
+def _group_parameters(model: BayesianLora, guide: Guide) -> tuple[list[nn.Parameter], ...]:
+    """The parameters of prior, likelihood and base distributions; of the flows; and of the head."""
+    flows = [p for part in guide.modules() if isinstance(part, StackedTransform) for p in part.parameters()]
+    head = list(model.head.parameters())
+    apart = {id(parameter) for parameter in flows + head}
+    rest = [p for p in (*model.parameters(), *guide.parameters()) if id(p) not in apart and p.requires_grad]
+    return rest, flows, head
+
+
+def _check_finite(loss: Tensor, parts: ElboParts, step: int) -> None:
+    if not math.isfinite(loss.item()):
+        raise FloatingPointError(
+            f"Step {step}: the loss is {loss.item()}; the first site that is not finite is {parts.first_broken()!r}. "
+            f"{CURE}"
+        )
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
