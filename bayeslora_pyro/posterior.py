@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from bayeslora_pyro import folders
 from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.isolation import local_rng, private_pyro
 from bayeslora_pyro.models import BayesianLora
+from bayeslora_pyro.passes import Reader, each_batch, join, numbers
 from bayeslora_pyro.prediction import Prediction, RegressionPrediction
-from bayeslora_pyro.tiling import draws_per_pass
 from bayeslora_pyro.types import Batch, FactorStack, Weights
 
 __all__ = ["Posterior"]
@@ -144,8 +144,8 @@ class Posterior:
     def _predict(
         self, batches: Iterable[Batch], weights: Weights, seed: int, memory_budget: int | None
     ) -> Prediction | RegressionPrediction:
-        pairs = self._each_batch(batches, weights, seed, memory_budget, _numbers)
-        columns = [_join(parts) for parts in zip(*(numbers for _, numbers in pairs), strict=True)]
+        pairs = self._each_batch(batches, weights, seed, memory_budget, numbers)
+        columns = [join(parts) for parts in zip(*(values for _, values in pairs), strict=True)]
         known = [batch["labels"].cpu() for batch, _ in pairs if batch.get("labels") is not None]
         observed = torch.cat(known) if len(known) == len(pairs) else None
         if len(columns) == 1:
@@ -174,39 +174,10 @@ class Posterior:
         return torch.cat([scores for _, (scores,) in pairs], dim=-1)
 
     def _each_batch(
-        self,
-        batches: Iterable[Batch],
-        weights: Weights,
-        seed: int,
-        memory_budget: int | None,
-        read: Callable[[dist.TorchDistribution, Batch], tuple[Tensor, ...]],
+        self, batches: Iterable[Batch], weights: Weights, seed: int, memory_budget: int | None, read: Reader
     ) -> list[tuple[Batch, tuple[Tensor, ...]]]:
-        """Returns each batch with what is read off its predictive distributions, `(draws, items, …)` each."""
-        num_draws = next(iter(weights.values())).shape[0]
-        pairs = []
         with _evaluating(self.model, self.guide), local_rng(seed, "batches"):
-            for batch in batches:
-                on_device = _to(batch, self.model.adapter.device)
-                size = self._draws_per_pass(on_device, memory_budget)
-                chunks = (
-                    {name: weight[first : first + size] for name, weight in weights.items()}
-                    for first in range(0, num_draws, size)
-                )
-                parts = [read(self._predictive(chunk, on_device), on_device) for chunk in chunks]
-                pairs.append((batch, tuple(torch.cat(part).cpu() for part in zip(*parts, strict=True))))
-        if not pairs:
-            raise ValueError("batches is empty: give at least one batch.")
-        return pairs
-
-    def _draws_per_pass(self, batch: Batch, memory_budget: int | None) -> int:
-        kept = self.model.likelihood.model_arguments(batch).get("logits_to_keep")
-        return draws_per_pass(self.model.adapter.peft_model, batch, memory_budget, num_logits=kept)
-
-    def _predictive(self, weights: Weights, batch: Batch) -> dist.TorchDistribution:
-        """The distribution of the observations, with batch shape `(draws, items)`."""
-        distribution = self.model.likelihood.distribution(self.model.run_with(weights, batch), batch)
-        draws = next(iter(weights.values())).shape[0]
-        return distribution.expand((draws, self.model.likelihood.num_items(batch)))
+            return each_batch(self.model, batches, weights, memory_budget, read)
 
     def mean_adapter(self) -> dict[str, Tensor]:
         r"""The posterior mean of each factor, :math:`\mathbb{E}_q W`. Shapes `(L, d_o, d_i)`, by stack name.
@@ -312,28 +283,6 @@ def _stack_values(traces: Iterable[poutine.Trace]) -> dict[str, Tensor]:
 
 def _stack_weights(draws: Sequence[Weights]) -> dict[str, Tensor]:
     return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
-
-
-def _numbers(predictive: dist.TorchDistribution, batch: Batch) -> tuple[Tensor, ...]:
-    """The parameters that a prediction keeps, `(draws, items, …)` each."""
-    if isinstance(predictive, dist.Categorical):
-        return (predictive.logits,)
-    if isinstance(predictive, dist.Normal):
-        return predictive.loc, predictive.scale
-    raise ValueError("predict knows classes and numbers; for text, score it with log_likelihood.")
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-
-
-def _join(parts: Sequence[Tensor]) -> Tensor:
-    """Joins batches along their items, `-inf` where one has fewer classes than another."""
-    if parts[0].dim() == 2:
-        return torch.cat(list(parts), dim=1)
-    classes = max(part.shape[-1] for part in parts)
-    padded = [torch.nn.functional.pad(p, (0, classes - p.shape[-1]), value=-torch.inf) for p in parts]
-    return torch.cat(padded, dim=1)
 
 
 def _mean_of(distribution: dist.TorchDistribution) -> Tensor:

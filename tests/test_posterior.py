@@ -55,7 +55,7 @@ def test_tiles_equal_single_passes_whatever_the_budget(case: str, monkeypatch: p
     batches = [tiny_batch(kind, seed=0), tiny_batch(kind, seed=1, items=3)]
     ours, scores = [], []
     for size in (1, 2, 5):
-        monkeypatch.setattr("bayeslora_pyro.posterior.draws_per_pass", lambda *_, size=size, **__: size)
+        monkeypatch.setattr("bayeslora_pyro.passes.draws_per_pass", lambda *_, size=size, **__: size)
         ours.append(posterior.predict(batches, num_draws=5, seed=3))
         scores.append(posterior.log_likelihood(batches, 5, seed=3))
     for draw in range(5):
