@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bayeslora_pyro.config import FitConfig as FitConfig
+    from bayeslora_pyro.diagnostics import compare as compare
     from bayeslora_pyro.diagnostics import to_arviz as to_arviz
     from bayeslora_pyro.diagnostics.report import report as report
     from bayeslora_pyro.distributions import InducedNormal as InducedNormal
@@ -11,20 +12,30 @@ if TYPE_CHECKING:
     from bayeslora_pyro.guides import GUIDES as GUIDES
     from bayeslora_pyro.guides import DeltaGuide as DeltaGuide
     from bayeslora_pyro.guides import FlowGuide as FlowGuide
+    from bayeslora_pyro.guides import FullRankGuide as FullRankGuide
+    from bayeslora_pyro.guides import LowRankGuide as LowRankGuide
+    from bayeslora_pyro.guides import MatrixNormalGuide as MatrixNormalGuide
     from bayeslora_pyro.guides import MeanFieldGuide as MeanFieldGuide
+    from bayeslora_pyro.guides import MixtureGuide as MixtureGuide
     from bayeslora_pyro.inference import FitResult as FitResult
     from bayeslora_pyro.inference import fit as fit
     from bayeslora_pyro.methods import METHODS as METHODS
     from bayeslora_pyro.models import LIKELIHOODS as LIKELIHOODS
     from bayeslora_pyro.models import PRIORS as PRIORS
+    from bayeslora_pyro.models import ArdPrior as ArdPrior
     from bayeslora_pyro.models import BayesianLora as BayesianLora
     from bayeslora_pyro.models import Choice as Choice
     from bayeslora_pyro.models import Classification as Classification
     from bayeslora_pyro.models import GaussianPrior as GaussianPrior
+    from bayeslora_pyro.models import GlobalInducingPrior as GlobalInducingPrior
+    from bayeslora_pyro.models import HorseshoePrior as HorseshoePrior
     from bayeslora_pyro.models import InducingPrior as InducingPrior
+    from bayeslora_pyro.models import LaplacePrior as LaplacePrior
+    from bayeslora_pyro.models import MatrixNormalPrior as MatrixNormalPrior
     from bayeslora_pyro.models import NextToken as NextToken
     from bayeslora_pyro.models import PointPrior as PointPrior
     from bayeslora_pyro.models import Regression as Regression
+    from bayeslora_pyro.models import effective_ranks as effective_ranks
     from bayeslora_pyro.posterior import Posterior as Posterior
     from bayeslora_pyro.transforms import TRANSFORMS as TRANSFORMS
     from bayeslora_pyro.transforms import StackedTransform as StackedTransform
@@ -37,6 +48,7 @@ __all__ = [
     "METHODS",
     "PRIORS",
     "TRANSFORMS",
+    "ArdPrior",
     "BayesianLora",
     "Choice",
     "Classification",
@@ -45,15 +57,25 @@ __all__ = [
     "FitConfig",
     "FitResult",
     "FlowGuide",
+    "FullRankGuide",
     "GaussianPrior",
+    "GlobalInducingPrior",
+    "HorseshoePrior",
     "InducedNormal",
     "InducingPrior",
+    "LaplacePrior",
+    "LowRankGuide",
+    "MatrixNormalGuide",
+    "MatrixNormalPrior",
     "MeanFieldGuide",
+    "MixtureGuide",
     "NextToken",
     "PointPrior",
     "Posterior",
     "Regression",
     "StackedTransform",
+    "compare",
+    "effective_ranks",
     "fit",
     "report",
     "to_arviz",

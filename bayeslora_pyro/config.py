@@ -40,7 +40,7 @@ class FitConfig:
     head_learning_rate: float = 1e-3
     weight_decay: float = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    kl_weight: float = 0.02
+    kl_weight: float = 0.05
     kl_warmup: float = 0.3
     draws_per_batch: int = 4
     num_particles: int = 1

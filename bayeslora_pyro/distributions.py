@@ -208,7 +208,9 @@ def _kl_induced_normal(q: InducedNormal, p: InducedNormal) -> Tensor:
         | https://arxiv.org/abs/2601.21003
     """
     same_maps = q.rows.same_as(p.rows) and q.cols.same_as(p.cols)
-    if q.latent is not p.latent or not same_maps or not torch.equal(q.scale, p.scale):
+    # An unwhitened inducing matrix is whitened once for each side: the same numbers in two tensors.
+    same_latent = q.latent is p.latent or torch.equal(q.latent, p.latent)
+    if not same_latent or not same_maps or not torch.equal(q.scale, p.scale):
         raise NotImplementedError("The two conditionals differ in more than their noise.")
     ratio = q.noise_scale / p.noise_scale
     kl = q.event_shape.numel() * (ratio.square() / 2 - ratio.log() - 0.5)

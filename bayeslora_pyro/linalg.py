@@ -51,8 +51,8 @@ class InducingMap:
         return torch.broadcast_shapes(self.locations.shape[:-2], self.nuggets.shape[:-1])
 
     @cached_property
-    def matrix(self) -> Tensor:
-        r"""The matrix :math:`Q`, computed in float64. Shape `(..., p, d + p)`."""
+    def _joint(self) -> Tensor:
+        r"""The matrix :math:`[Z \; D]`, in float64. Shape `(..., p, d + p)`."""
         batch = self.batch_shape
         joint = torch.cat(
             [
@@ -61,12 +61,25 @@ class InducingMap:
             ],
             dim=-1,
         )
-        wide = joint.double()
-        cholesky = torch.linalg.cholesky(wide @ wide.mT)
+        return joint.double()
+
+    @cached_property
+    def cholesky(self) -> Tensor:
+        r"""The Cholesky factor :math:`L` of :math:`K`, in float64. Shape `(..., p, p)`."""
+        return torch.linalg.cholesky(self._joint @ self._joint.mT)
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        r"""The matrix :math:`Q`, computed in float64. Shape `(..., p, d + p)`."""
         # A small inverse and one product: batched triangular solves of wide right-hand sides are slow on CPUs.
-        identity = torch.eye(self.rank, dtype=wide.dtype, device=wide.device).expand_as(cholesky)
-        inverse = torch.linalg.solve_triangular(cholesky, identity, upper=False)
-        return (inverse @ wide).to(joint.dtype)
+        identity = torch.eye(self.rank, dtype=torch.float64, device=self.cholesky.device)
+        inverse = torch.linalg.solve_triangular(self.cholesky, identity.expand_as(self.cholesky), upper=False)
+        return (inverse @ self._joint).to(self.locations.dtype)
+
+    def whiten(self, inducing: Tensor) -> Tensor:
+        r"""Computes :math:`L^{-1} U` in float64. Shape `(..., p, n)`."""
+        solved = torch.linalg.solve_triangular(self.cholesky, inducing.double(), upper=False)
+        return solved.to(inducing.dtype)
 
     @property
     def signal(self) -> Tensor:

@@ -19,7 +19,7 @@ Description = dict[str, Any]
 def describe_model(model: BayesianLora) -> Description:
     """Describes a model, beside its PEFT model, in JSON values."""
     return {
-        "priors": {roles: _describe(prior, PRIORS) for roles, prior in model.priors.items()},
+        "priors": {key: _describe(prior, PRIORS) for key, prior in model.priors_by_key().items()},
         "likelihood": _describe(model.likelihood, LIKELIHOODS),
         "num_data": model.num_data,
         "adapter_name": model.adapter.adapter_name,
@@ -57,8 +57,7 @@ def build_model(
         ValueError: If a part is not one of the library's and is not given either.
     """
     if prior is None:
-        by_roles = {roles: _build("prior", part, PRIORS) for roles, part in description["priors"].items()}
-        prior = by_roles.get("AB", by_roles)
+        prior = {key: _build("prior", part, PRIORS) for key, part in description["priors"].items()}
     return BayesianLora(
         peft_model,
         prior,

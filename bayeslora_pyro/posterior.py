@@ -60,8 +60,8 @@ class Posterior:
     def site_dims(self) -> dict[str, tuple[str, ...]]:
         """The names of the dimensions of each latent site, such as `("adapter", "inducing_row", "inducing_col")`."""
         with _evaluating(self.model, self.guide):
-            sites = self._trace(0, 0).nodes.items()
-        return {name: ("adapter", *_event_dims(site)) for name, site in sites if _event_dims(site)}
+            sites = self._trace(0, 0).nodes
+        return {name: _site_dims(site) for name, site in sites.items() if _is_named(site)}
 
     @property
     def is_text(self) -> bool:
@@ -88,7 +88,7 @@ class Posterior:
         """
         with _evaluating(self.model, self.guide):
             draws = [self._weights_of(seed, draw) for draw in range(first, first + _count(num_draws))]
-        return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+        return _stack_weights(draws)
 
     def log_weights(self, num_draws: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         """The log-densities of the same draws under the prior and under the guide. Shapes `(draw,)`.
@@ -126,7 +126,25 @@ class Posterior:
             memory_budget: About how many bytes the activations of one forward pass may take, by default what suits
                 the device; it decides how many draws share a pass, never what comes out.
         """
-        pairs = self._each_batch(batches, num_draws, seed, memory_budget, _numbers)
+        return self._predict(batches, self.weights(num_draws, seed), seed, memory_budget)
+
+    def predict_prior(
+        self,
+        batches: Iterable[Batch],
+        num_draws: int = 16,
+        seed: int = 0,
+        *,
+        memory_budget: int | None = None,
+    ) -> Prediction | RegressionPrediction:
+        """Predicts each item of some batches with the draws of :meth:`sample_prior`; see :meth:`predict`."""
+        with _evaluating(self.model, self.guide):
+            draws = [self._prior_weights_of(seed, draw) for draw in range(_count(num_draws))]
+        return self._predict(batches, _stack_weights(draws), seed, memory_budget)
+
+    def _predict(
+        self, batches: Iterable[Batch], weights: Weights, seed: int, memory_budget: int | None
+    ) -> Prediction | RegressionPrediction:
+        pairs = self._each_batch(batches, weights, seed, memory_budget, _numbers)
         columns = [_join(parts) for parts in zip(*(numbers for _, numbers in pairs), strict=True)]
         known = [batch["labels"].cpu() for batch, _ in pairs if batch.get("labels") is not None]
         observed = torch.cat(known) if len(known) == len(pairs) else None
@@ -151,19 +169,20 @@ class Posterior:
                 raise ValueError("batches have no labels: there is nothing to score.")
             return (predictive.log_prob(observed),)
 
-        pairs = self._each_batch(batches, num_draws, seed, memory_budget, score)
+        weights = self.weights(num_draws, seed)
+        pairs = self._each_batch(batches, weights, seed, memory_budget, score)
         return torch.cat([scores for _, (scores,) in pairs], dim=-1)
 
     def _each_batch(
         self,
         batches: Iterable[Batch],
-        num_draws: int,
+        weights: Weights,
         seed: int,
         memory_budget: int | None,
         read: Callable[[dist.TorchDistribution, Batch], tuple[Tensor, ...]],
     ) -> list[tuple[Batch, tuple[Tensor, ...]]]:
         """Returns each batch with what is read off its predictive distributions, `(draws, items, …)` each."""
-        weights = self.weights(num_draws, seed)
+        num_draws = next(iter(weights.values())).shape[0]
         pairs = []
         with _evaluating(self.model, self.guide), local_rng(seed, "batches"):
             for batch in batches:
@@ -193,7 +212,8 @@ class Posterior:
         r"""The posterior mean of each factor, :math:`\mathbb{E}_q W`. Shapes `(L, d_o, d_i)`, by stack name.
 
         Exact where the base family has a mean and there is no flow; through a flow, the average of 4,096 draws of the
-        latent site. A and B are independent under the guide, so `scaling · E[B] E[A]` is the mean of the update.
+        latent site. Hyper-sites are independent of it under the guide, and A of B: `scaling · E[B] E[A]` is the mean
+        of the update.
         """
         weights = {}
         with _evaluating(self.model, self.guide), local_rng("mean"):
@@ -203,7 +223,7 @@ class Posterior:
                     weights[stack.name] = prior.sample_weights(stack).clone()
                     continue
                 latent = _mean_of(self.guide.get_posterior(stack))
-                conditional = prior.conditional(stack, latent)
+                conditional = prior.conditional(stack, latent, **self.guide.hyper_means(stack))
                 weights[stack.name] = latent if conditional is None else conditional.mean
         return weights
 
@@ -254,6 +274,10 @@ class Posterior:
         with local_rng(seed, "prior", draw):
             return poutine.trace(self.model.sample_weights).get_trace()
 
+    def _prior_weights_of(self, seed: int, draw: int) -> dict[str, Tensor]:
+        with local_rng(seed, "prior", draw):
+            return self.model.sample_weights()
+
     def _weights_of(self, seed: int, draw: int) -> dict[str, Tensor]:
         with local_rng(seed, "draw", draw):
             weights = self.guide()
@@ -269,14 +293,24 @@ def _count(num_draws: int) -> int:
     return num_draws
 
 
-def _event_dims(site: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the dimensions of a latent site; none where it is something else."""
-    return tuple(site["infer"].get("event_dims", ())) if site["type"] == "sample" else ()
+def _is_named(site: Mapping[str, Any]) -> bool:
+    """Whether a site is a latent one, whose dimensions have names."""
+    return site["type"] == "sample" and "event_dims" in site["infer"]
+
+
+def _site_dims(site: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the dimensions of a site; what stacks share stands outside their plates."""
+    plate = ("adapter",) if site["cond_indep_stack"] else ()
+    return (*plate, *site["infer"]["event_dims"])
 
 
 def _stack_values(traces: Iterable[poutine.Trace]) -> dict[str, Tensor]:
     nodes: list[dict[str, Any]] = [trace.nodes for trace in traces]
-    draws = [{name: site["value"] for name, site in sites.items() if _event_dims(site)} for sites in nodes]
+    draws = [{name: site["value"] for name, site in sites.items() if _is_named(site)} for sites in nodes]
+    return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+
+
+def _stack_weights(draws: Sequence[Weights]) -> dict[str, Tensor]:
     return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
 

@@ -156,5 +156,8 @@ def _print_table(rows: dict[str, Row]) -> None:
         if row["bar"] is not None:
             line += f", bar {row['bar']:g}: {'met' if row['ratio'] <= row['bar'] else 'MISSED'}"
         print(line)
+        for flow, figures in row.pop("flows", {}).items():
+            low, high = figures["quartiles"]
+            print(f"  {flow:<24}{figures['ratio']:.4f} (quartiles {low:.4f} to {high:.4f})")
         for key in [key for key in row if key not in ("ratio", "bar")]:
             print(f"  {key:<18}{row[key]}")

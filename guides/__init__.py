@@ -4,14 +4,33 @@ from bayeslora_pyro.guides.base import Guide as Guide
 from bayeslora_pyro.guides.delta import DeltaGuide as DeltaGuide
 from bayeslora_pyro.guides.dropout import DropoutGuide as DropoutGuide
 from bayeslora_pyro.guides.flow import FlowGuide as FlowGuide
+from bayeslora_pyro.guides.full_rank import FullRankGuide as FullRankGuide
+from bayeslora_pyro.guides.low_rank import LowRankGuide as LowRankGuide
+from bayeslora_pyro.guides.matrix_normal import MatrixNormalGuide as MatrixNormalGuide
 from bayeslora_pyro.guides.mean_field import MeanFieldGuide as MeanFieldGuide
+from bayeslora_pyro.guides.mixture import MixtureGuide as MixtureGuide
 
-__all__ = ["GUIDES", "DeltaGuide", "DropoutGuide", "FlowGuide", "Guide", "MeanFieldGuide"]
+__all__ = [
+    "GUIDES",
+    "DeltaGuide",
+    "DropoutGuide",
+    "FlowGuide",
+    "FullRankGuide",
+    "Guide",
+    "LowRankGuide",
+    "MatrixNormalGuide",
+    "MeanFieldGuide",
+    "MixtureGuide",
+]
 
 GUIDES: dict[str, type[Guide]] = {
     "delta": DeltaGuide,
     "mean_field": MeanFieldGuide,
-    "flow": FlowGuide,
+    "matrix_normal": MatrixNormalGuide,
+    "low_rank": LowRankGuide,
+    "full_rank": FullRankGuide,
+    "mixture": MixtureGuide,
     "dropout": DropoutGuide,
+    "flow": FlowGuide,
 }
 """The guides by name."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from bayeslora_pyro.abstract import AbstractPyroModule
+from bayeslora_pyro.guides.sites import MeanFieldSite, SitePosterior
 from bayeslora_pyro.plates import draws_plate
 from bayeslora_pyro.types import WEIGHT_DIMS, Batch, FactorStack, Weights, named_dims
 
@@ -24,21 +25,31 @@ __all__ = ["Guide", "GuidedModel", "GuidedPrior"]
 class GuidedPrior(Protocol):
     """What a guide asks of a prior."""
 
-    latent: ClassVar[str | None]
-    latent_dims: ClassVar[tuple[str, str]]
+    latent: str | None
+    latent_dims: tuple[str, str]
+    dims: ClassVar[Mapping[str, tuple[str, ...]]]
 
     def site(self, stack: FactorStack, name: str) -> str:
         """The name of a site."""
+
+    def shared_site(self, name: str) -> str:
+        """The name of a site that all stacks of the prior share."""
+
+    def shared_priors(self) -> Mapping[str, TorchDistribution]:
+        """The sites that all stacks of the prior share."""
+
+    def hyper_priors(self, stack: FactorStack) -> Mapping[str, TorchDistribution]:
+        """The hyper-sites of a stack."""
 
     def initial_latent(self, stack: FactorStack, generator: torch.Generator) -> Tensor | None:
         """Where to start."""
 
     def conditional(
-        self, stack: FactorStack, latent: Tensor, noise_scale: Tensor | float = 1.0
+        self, stack: FactorStack, latent: Tensor, noise_scale: Tensor | float = 1.0, **hyper: Tensor
     ) -> TorchDistribution | None:
         """The distribution of the weights given the latent site."""
 
-    def embed(self, stack: FactorStack, weights: Tensor) -> Tensor:
+    def embed(self, stack: FactorStack, weights: Tensor, **hyper: Tensor) -> Tensor:
         """The latent value of given weights."""
 
 
@@ -63,11 +74,16 @@ class Guide(AbstractPyroModule):
     :meth:`get_transform`; all else is done here. Where the prior has a conditional, the guide draws the weights from
     it with its own noise scale :math:`0 < \lambda < 1`, one per factor, :math:`\lambda = \mathrm{sigmoid}(\rho)`.
 
+    Hyper-sites and shared sites of a prior are approximated entry by entry in every family, by :attr:`site_posterior`.
+
     Args:
         model: The model to approximate.
         noise_scale: The initial :math:`\lambda`.
         seed: The seed of everything that starts at random.
     """
+
+    site_posterior: ClassVar[type[SitePosterior]] = MeanFieldSite
+    """How the sites above the latent one are approximated."""
 
     def __init__(self, model: GuidedModel, *, noise_scale: float = 0.1, seed: int = 0) -> None:
         super().__init__()
@@ -80,6 +96,7 @@ class Guide(AbstractPyroModule):
 
     def _setup(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
+        known: list[GuidedPrior] = []
         for stack in self.stacks:
             prior = self.model.prior_of(stack)
             start = prior.initial_latent(stack, generator)
@@ -89,7 +106,23 @@ class Guide(AbstractPyroModule):
                 if prior.conditional(stack, start) is not None:
                     noise_scale = start.new_full((len(stack),), self.initial_noise_scale)
                     own.raw_noise_scale = nn.Parameter(noise_scale.logit())
+                own.hyper = self._site_posteriors(prior.hyper_priors(stack), (len(stack),), generator)
+                # What stacks share is kept once, by the first of them.
+                shared = {} if any(prior is other for other in known) else prior.shared_priors()
+                own.shared = self._site_posteriors(shared, (), generator)
+                known.append(prior)
                 self._setup_stack(stack, own, start, generator)
+
+    def _site_posteriors(
+        self,
+        priors: Mapping[str, TorchDistribution],
+        batch_shape: tuple[int, ...],
+        generator: torch.Generator,
+    ) -> nn.ModuleDict:
+        posteriors: Any = PyroModule[nn.ModuleDict]()
+        for name, prior in priors.items():
+            posteriors[name] = self.site_posterior(prior, batch_shape, generator)
+        return cast(nn.ModuleDict, posteriors)
 
     @abstractmethod
     def _setup_stack(
@@ -147,6 +180,11 @@ class Guide(AbstractPyroModule):
         r"""The factor :math:`\lambda` of the conditional noise, where the prior has one. Shape `(L,)`."""
         return cast(Tensor, self._own(stack).raw_noise_scale).sigmoid()
 
+    @final
+    def hyper_means(self, stack: FactorStack) -> dict[str, Tensor]:
+        """The means of the hyper-sites of a stack, by name. Shapes `(L, …)`."""
+        return {name: posterior().mean for name, posterior in self._hyper(stack).items()}
+
     @final  # type: ignore[misc]
     def forward(self, batch: Batch | None = None, num_draws: int = 1) -> dict[str, Tensor]:
         """Samples the latent sites of all stacks, and the weights where they are a site of their own.
@@ -158,21 +196,31 @@ class Guide(AbstractPyroModule):
         Returns:
             The weights by stack name, `(L, d_o, d_i)`, or `(S, L, d_o, d_i)` for several draws.
         """
+        priors = {stack: self.model.prior_of(stack) for stack in self.stacks}
+        latent = {stack: prior for stack, prior in priors.items() if prior.latent is not None}
         weights = {}
         with draws_plate(num_draws):
-            for stack in self.stacks:
-                prior = self.model.prior_of(stack)
-                if prior.latent is not None:
-                    with pyro.plate(stack.name, len(stack), dim=-1):
-                        weights[stack.name] = self._sample_stack(stack, prior)
+            for stack, prior in latent.items():
+                self._sample_shared(stack, prior)
+            for stack, prior in latent.items():
+                with pyro.plate(stack.name, len(stack), dim=-1):
+                    weights[stack.name] = self._sample_stack(stack, prior)
         return weights
 
+    def _sample_shared(self, stack: FactorStack, prior: GuidedPrior) -> None:
+        for name, posterior in cast(Any, self._own(stack)).shared.items():
+            pyro.sample(prior.shared_site(name), posterior(), infer=named_dims(prior.dims[name]))
+
     def _sample_stack(self, stack: FactorStack, prior: GuidedPrior) -> Tensor:
+        hyper: dict[str, Tensor] = {
+            name: pyro.sample(prior.site(stack, name), posterior(), infer=named_dims(prior.dims[name]))
+            for name, posterior in self._hyper(stack).items()
+        }
         name = prior.site(stack, str(prior.latent))
         latent: Tensor = pyro.sample(name, self.get_posterior(stack), infer=named_dims(prior.latent_dims))
         if not hasattr(self._own(stack), "raw_noise_scale"):  # the latent site is the weights
             return latent
-        conditional: Any = prior.conditional(stack, latent, self.noise_scale(stack))
+        conditional: Any = prior.conditional(stack, latent, self.noise_scale(stack), **hyper)
         weights: Tensor = pyro.sample(prior.site(stack, "W"), conditional, infer=named_dims(WEIGHT_DIMS))
         return weights
 
@@ -186,9 +234,14 @@ class Guide(AbstractPyroModule):
         values = self.model.lora_weights() if weights is None else weights
         for stack in self.stacks:
             prior = self.model.prior_of(stack)
-            latent = prior.embed(stack, values[stack.name])
-            if prior.latent is not None:
-                self._set_location(stack, latent)
+            if prior.latent is None:
+                prior.embed(stack, values[stack.name])
+                continue
+            hyper = {name: posterior.location for name, posterior in self._hyper(stack).items()}
+            self._set_location(stack, prior.embed(stack, values[stack.name], **hyper))
+
+    def _hyper(self, stack: FactorStack) -> Mapping[str, SitePosterior]:
+        return cast(Mapping[str, SitePosterior], cast(Any, self._own(stack)).hyper)
 
     def _own(self, stack: FactorStack) -> nn.Module:
         return cast(nn.Module, getattr(self, stack.name))

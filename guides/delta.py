@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from bayeslora_pyro.guides.base import Guide
+from bayeslora_pyro.guides.sites import PointSite
 from bayeslora_pyro.types import FactorStack
 
 __all__ = ["DeltaGuide"]
@@ -21,6 +22,8 @@ class DeltaGuide(Guide):
 
     Where the prior has a conditional, the point is that of the inducing matrix, and the weights keep their noise.
     """
+
+    site_posterior = PointSite
 
     def config(self) -> dict[str, Any]:
         """The arguments, beside the model, that make this guide again."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from bayeslora_pyro.abstract import AbstractPyroModule
-from bayeslora_pyro.types import WEIGHT_DIMS, FactorStack, Weights
+from bayeslora_pyro.types import WEIGHT_DIMS, FactorStack, Weights, named_dims
 
-__all__ = ["Prior"]
+__all__ = ["LatentPrior", "Prior"]
 
 
 class Prior(AbstractPyroModule):
@@ -23,15 +24,25 @@ class Prior(AbstractPyroModule):
     What a guide approximates is its *latent* site, named :attr:`latent`: the weights themselves, or a smaller matrix
     on which the weights depend by :meth:`conditional`.
 
+    Above the latent site there may be further ones: *hyper-sites*, some for each factor, inside the plate
+    (:meth:`hyper_priors`), and *shared* sites, outside all plates (:meth:`shared_priors`). Guides approximate them
+    entry by entry, whatever their family is for the latent site.
+
     A prior is created without knowing a PEFT model. :class:`~bayeslora_pyro.BayesianLora` copies it and calls
     :meth:`setup`, so that one object may serve several models.
     """
 
-    latent: ClassVar[str | None] = "W"
+    name: str = "AB"
+    """The name of the prior within its model, the prefix of its shared sites."""
+
+    latent: str | None = "W"
     """The name of the site that a guide approximates; None for a prior without random variables."""
 
-    latent_dims: ClassVar[tuple[str, str]] = WEIGHT_DIMS
+    latent_dims: tuple[str, str] = WEIGHT_DIMS
     """The names of the dimensions of the latent site."""
+
+    dims: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """The names of the dimensions of each hyper-site and shared site."""
 
     @abstractmethod
     def setup(self, stacks: Sequence[FactorStack], initial: Weights, generator: torch.Generator) -> None:
@@ -44,32 +55,96 @@ class Prior(AbstractPyroModule):
         """
 
     @abstractmethod
-    def sample_weights(self, stack: FactorStack) -> Tensor:
-        """Samples the factors of a stack, in Pyro sites within its plate. Shape `(..., L, d_o, d_i)`."""
+    def sample_weights(self, stack: FactorStack, **shared: Tensor) -> Tensor:
+        """Samples the factors of a stack, in Pyro sites within its plate. Shape `(..., L, d_o, d_i)`.
+
+        Args:
+            stack: The stack.
+            shared: The values of the shared sites, by name; nothing where there are none.
+        """
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """The arguments that make this prior again."""
 
+    def shared_priors(self) -> Mapping[str, TorchDistribution]:
+        """The sites that all stacks of this prior share, by name, real-valued or positive. Batch shape `()`."""
+        return {}
+
+    def hyper_priors(self, stack: FactorStack) -> Mapping[str, TorchDistribution]:
+        """The hyper-sites of each factor, by name, real-valued or positive. Batch shape `()` or `(L,)`."""
+        return {}
+
     def conditional(
-        self, stack: FactorStack, latent: Tensor, noise_scale: Tensor | float = 1.0
+        self, stack: FactorStack, latent: Tensor, noise_scale: Tensor | float = 1.0, **hyper: Tensor
     ) -> TorchDistribution | None:
-        """The distribution of the weights given the latent site, its noise scaled; None if they are the same."""
+        """The distribution of the weights given the latent site, its noise scaled; None if they are the same.
+
+        Args:
+            stack: The stack.
+            latent: The value of the latent site. Shape `(..., L, rows, cols)`.
+            noise_scale: The factor of the noise. Shape `(L,)`.
+            hyper: The values of the hyper-sites, by name; their medians where they are left out.
+        """
         return None
 
     @abstractmethod
     def initial_latent(self, stack: FactorStack, generator: torch.Generator) -> Tensor | None:
         """A value of the latent site from which a guide starts. Shape `(L, rows, cols)`."""
 
-    def embed(self, stack: FactorStack, weights: Tensor) -> Tensor:
+    def embed(self, stack: FactorStack, weights: Tensor, **hyper: Tensor) -> Tensor:
         """Sets the parameters of the prior so that some latent value gives these weights, and returns that value.
 
         Args:
             stack: The stack.
             weights: The factors to represent. Shape `(L, d_o, d_i)`.
+            hyper: The values of the hyper-sites, by name.
         """
         return weights
 
     def site(self, stack: FactorStack, name: str) -> str:
         """The name of a site of a stack."""
         return f"{stack.name}.{name}"
+
+    def shared_site(self, name: str) -> str:
+        """The name of a site that all stacks share."""
+        return f"{self.name}.{name}"
+
+    def sample_shared(self) -> dict[str, Tensor]:
+        """Samples the shared sites, by name, outside all plates."""
+        return {
+            name: pyro.sample(self.shared_site(name), prior, infer=named_dims(self.dims[name]))
+            for name, prior in self.shared_priors().items()
+        }
+
+
+class LatentPrior(Prior):
+    r"""A prior of three levels: hyper-sites, the latent site given them, the weights given both.
+
+    .. math:: p(\eta)\, p(V \mid \eta)\, p(W \mid V, \eta)
+    """
+
+    @abstractmethod
+    def latent_prior(self, stack: FactorStack, **given: Tensor) -> TorchDistribution:
+        """The distribution of the latent site. Batch shape `()` or `(..., L)`, event shape `(rows, cols)`.
+
+        Args:
+            stack: The stack.
+            given: The values of the hyper-sites and of the shared sites, by name.
+        """
+
+    def sample_weights(self, stack: FactorStack, **shared: Tensor) -> Tensor:
+        """Samples hyper-sites, latent site and factors of a stack. Shape `(..., L, d_o, d_i)`."""
+        hyper: dict[str, Tensor] = {
+            name: pyro.sample(self.site(stack, name), prior, infer=named_dims(self.dims[name]))
+            for name, prior in self.hyper_priors(stack).items()
+        }
+        latent_prior = self.latent_prior(stack, **shared, **hyper)
+        latent: Tensor = pyro.sample(
+            self.site(stack, str(self.latent)), latent_prior, infer=named_dims(self.latent_dims)
+        )
+        conditional = self.conditional(stack, latent, **hyper)
+        if conditional is None:
+            return latent
+        weights: Tensor = pyro.sample(self.site(stack, "W"), conditional, infer=named_dims(WEIGHT_DIMS))
+        return weights

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, final
+from typing import Any, final
 
-import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from bayeslora_pyro.models.base import Prior
-from bayeslora_pyro.types import WEIGHT_DIMS, FactorStack, Weights, named_dims
+from bayeslora_pyro.models.weights import WeightPrior
+from bayeslora_pyro.types import FactorStack, Weights
 
 __all__ = ["GaussianPrior", "PointPrior"]
 
 
 @final
-class GaussianPrior(Prior):
+class GaussianPrior(WeightPrior):
     r"""Independent entries, :math:`W_{ij} \sim \mathcal{N}(0, \sigma^2)`.
 
     Args:
@@ -25,33 +26,10 @@ class GaussianPrior(Prior):
         width_scaled: Whether to divide it by :math:`\sqrt{d_i}`, the number of inputs of the factor.
     """
 
-    def __init__(self, scale: float = 1.0, width_scaled: bool = False) -> None:
-        super().__init__()
-        if scale <= 0:
-            raise ValueError(f"scale should be positive, and is {scale}.")
-        self.scale = scale
-        self.width_scaled = width_scaled
-
-    def setup(self, stacks: Sequence[FactorStack], initial: Weights, generator: torch.Generator) -> None:
-        """Keeps the factors of the PEFT model as the point where guides start."""
-        for stack in stacks:
-            self.register_buffer(f"initial_{stack.name}", initial[stack.name].clone(), persistent=False)
-
-    def config(self) -> dict[str, Any]:
-        """The arguments that make this prior again."""
-        return {"scale": self.scale, "width_scaled": self.width_scaled}
-
-    def sample_weights(self, stack: FactorStack) -> Tensor:
-        """Samples the factors of a stack. Shape `(..., L, d_o, d_i)`."""
-        start = self.initial_latent(stack)
-        scale = self.scale / stack.shape[1] ** 0.5 if self.width_scaled else self.scale
-        prior = dist.Normal(start.new_zeros(stack.shape), start.new_tensor(scale)).to_event(2)
-        weights: Tensor = pyro.sample(self.site(stack, "W"), prior, infer=named_dims(WEIGHT_DIMS))
-        return weights
-
-    def initial_latent(self, stack: FactorStack, generator: torch.Generator | None = None) -> Tensor:
-        """The factors that the PEFT model had. Shape `(L, d_o, d_i)`."""
-        return self.get_buffer(f"initial_{stack.name}")
+    def latent_prior(self, stack: FactorStack, **given: Tensor) -> TorchDistribution:
+        """Independent normals. Event shape `(d_o, d_i)`."""
+        scale = self._full(stack, stack.shape, self.entry_scale(stack))
+        return dist.Normal(torch.zeros_like(scale), scale).to_event(2)
 
 
 @final
@@ -63,7 +41,7 @@ class PointPrior(Prior):
         | https://arxiv.org/abs/2406.11675
     """
 
-    latent: ClassVar[str | None] = None
+    latent = None
 
     def setup(self, stacks: Sequence[FactorStack], initial: Weights, generator: torch.Generator) -> None:
         """Starts each factor where the PEFT model has it."""
@@ -74,7 +52,7 @@ class PointPrior(Prior):
         """The arguments that make this prior again."""
         return {}
 
-    def sample_weights(self, stack: FactorStack) -> Tensor:
+    def sample_weights(self, stack: FactorStack, **shared: Tensor) -> Tensor:
         """Returns the factors. Shape `(L, d_o, d_i)`."""
         weights: Tensor = getattr(self, f"weights_{stack.name}")
         return weights
@@ -83,7 +61,7 @@ class PointPrior(Prior):
         """There is nothing to approximate."""
         return None
 
-    def embed(self, stack: FactorStack, weights: Tensor) -> Tensor:
+    def embed(self, stack: FactorStack, weights: Tensor, **hyper: Tensor) -> Tensor:
         """Sets the parameters to these weights."""
         with torch.no_grad():
             self.sample_weights(stack).copy_(weights)

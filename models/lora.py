@@ -12,16 +12,30 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from bayeslora_pyro.adapters import Adapter
+from bayeslora_pyro.models.ard import ArdPrior
 from bayeslora_pyro.models.base import Prior
 from bayeslora_pyro.models.gaussian import GaussianPrior, PointPrior
+from bayeslora_pyro.models.global_inducing import GlobalInducingPrior
 from bayeslora_pyro.models.inducing import InducingPrior
 from bayeslora_pyro.models.likelihoods import Choice, Classification, Likelihood, NextToken, Regression
+from bayeslora_pyro.models.matrix_normal import MatrixNormalPrior
+from bayeslora_pyro.models.placement import Placement
+from bayeslora_pyro.models.sparse import HorseshoePrior, LaplacePrior
 from bayeslora_pyro.plates import draws_plate
-from bayeslora_pyro.types import Batch, FactorStack, Role, Weights
+from bayeslora_pyro.types import Batch, FactorStack, Weights
 
 __all__ = ["LIKELIHOODS", "PRIORS", "BayesianLora"]
 
-PRIORS: dict[str, type[Prior]] = {"inducing": InducingPrior, "gaussian": GaussianPrior, "point": PointPrior}
+PRIORS: dict[str, type[Prior]] = {
+    "inducing": InducingPrior,
+    "global_inducing": GlobalInducingPrior,
+    "gaussian": GaussianPrior,
+    "matrix_normal": MatrixNormalPrior,
+    "ard": ArdPrior,
+    "laplace": LaplacePrior,
+    "horseshoe": HorseshoePrior,
+    "point": PointPrior,
+}
 """The priors by name."""
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {
@@ -45,7 +59,8 @@ class BayesianLora(PyroModule):
 
     Args:
         peft_model: A model with LoRA layers; its factors are where guides may start.
-        prior: The prior of all factors, or one per role, as `{"A": …, "B": …}`; or its name in `PRIORS`.
+        prior: The prior of all factors, or its name in `PRIORS`; or several, by role, as `{"A": …, "B": …}`, or by
+            pattern of the names of modules, as `{"*.layer.[0-5].*": …, "AB": …}`, where the most specific key counts.
         likelihood: The distribution of the observations given the output of the language model, or its name.
         num_data: The number of items of the data set, to which the likelihood of a batch is scaled.
         adapter_name: Which adapter of the PEFT model; the active one by default.
@@ -56,7 +71,7 @@ class BayesianLora(PyroModule):
     def __init__(
         self,
         peft_model: nn.Module,
-        prior: AnyPrior | Mapping[Role, AnyPrior] = "inducing",
+        prior: AnyPrior | Mapping[str, AnyPrior] = "inducing",
         likelihood: Likelihood | str = "classification",
         num_data: int = 1,
         *,
@@ -69,38 +84,41 @@ class BayesianLora(PyroModule):
             raise ValueError(f"num_data should be the number of training items, and is {num_data}.")
         self.num_data = num_data
         self.seed = seed
-        self.adapter = Adapter(peft_model, adapter_name)
+        by_key = prior if isinstance(prior, Mapping) else {"AB": prior}
+        placement = Placement(by_key)
+        self.adapter = Adapter(peft_model, adapter_name, placement.key_of)
+        self._keys = {stack.name: placement.key_of(stack.role, stack.adapters[0]) for stack in self.stacks}
+        placement.check_used(self._keys.values())
         self._initial = None if initial is None else dict(initial)
         self.likelihood = copy.deepcopy(_look_up("likelihood", likelihood, LIKELIHOODS))
-        self.priors = self._setup_priors(prior)
+        self.priors = self._setup_priors(by_key)
         head = self.adapter.head_parameters()
         self.head_names = tuple(head)
         self.head = nn.ParameterList(parameter.detach().clone() for parameter in head.values())
 
-    def _setup_priors(self, prior: AnyPrior | Mapping[Role, AnyPrior]) -> nn.ModuleDict:
-        by_role = prior if isinstance(prior, Mapping) else {"AB": prior}
-        if missing := [
-            stack.role for stack in self.stacks if not any(stack.role in roles for roles in by_role)
-        ]:
-            raise ValueError(
-                f"prior should have an entry for each of the roles A and B, and has none for {missing[0]}."
-            )
+    def _setup_priors(self, by_key: Mapping[str, AnyPrior]) -> nn.ModuleDict:
         generator = torch.Generator().manual_seed(self.seed)
         initial = self.lora_weights()
         priors: Any = PyroModule[nn.ModuleDict]()
-        for roles in sorted(by_role):
-            priors[roles] = copy.deepcopy(_look_up("prior", by_role[cast(Role, roles)], PRIORS))
-            priors[roles].setup([stack for stack in self.stacks if stack.role in roles], initial, generator)
+        for key in sorted(by_key):
+            prior = copy.deepcopy(_look_up("prior", by_key[key], PRIORS))
+            prior.name = _module_name(key)
+            prior.setup([stack for stack in self.stacks if self._keys[stack.name] == key], initial, generator)
+            priors[prior.name] = prior
         return cast(nn.ModuleDict, priors)
 
     @property
     def stacks(self) -> tuple[FactorStack, ...]:
-        """The stacks of factors, one per role and shape."""
+        """The stacks of factors, one per role, shape and prior."""
         return self.adapter.stacks
 
     def prior_of(self, stack: FactorStack) -> Prior:
         """The prior of a stack."""
-        return cast(Prior, self.priors["AB" if "AB" in self.priors else stack.role])
+        return cast(Prior, self.priors[_module_name(self._keys[stack.name])])
+
+    def priors_by_key(self) -> dict[str, Prior]:
+        """The priors by role or pattern, `"AB"` where there is one for all: what the argument `prior` takes."""
+        return {key: cast(Prior, self.priors[_module_name(key)]) for key in sorted({*self._keys.values()})}
 
     def lora_weights(self) -> dict[str, Tensor]:
         """The factors where guides may start, those that the PEFT model has. Shapes `(L, d_o, d_i)`."""
@@ -115,9 +133,7 @@ class BayesianLora(PyroModule):
         generator = torch.Generator().manual_seed(seed)
         initial = self.adapter.lora_weights()
         trained = any(bool(initial[stack.name].any()) for stack in self.stacks if stack.role == "B")
-        priors: Any = {
-            roles: type(prior)(**cast(Prior, prior).config()) for roles, prior in self.priors.items()
-        }
+        priors = {key: type(prior)(**prior.config()) for key, prior in self.priors_by_key().items()}
         model = BayesianLora(
             self.adapter.peft_model,
             priors,
@@ -147,11 +163,15 @@ class BayesianLora(PyroModule):
 
     def sample_weights(self, num_draws: int = 1) -> dict[str, Tensor]:
         """Samples all factors, by stack name. Shapes `(L, d_o, d_i)`, or `(S, L, d_o, d_i)` for S draws."""
-        weights = {}
+        priors = {stack: self.prior_of(stack) for stack in self.stacks}
+        weights, shared = {}, {}
         with draws_plate(num_draws):
-            for stack in self.stacks:
+            for prior in priors.values():
+                if prior.name not in shared:
+                    shared[prior.name] = prior.sample_shared()
+            for stack, prior in priors.items():
                 with pyro.plate(stack.name, len(stack), dim=-1):
-                    weights[stack.name] = self.prior_of(stack).sample_weights(stack)
+                    weights[stack.name] = prior.sample_weights(stack, **shared[prior.name])
         return weights
 
     def run_with(self, weights: Weights, batch: Batch, *, shared: bool = False) -> Any:
@@ -173,6 +193,11 @@ class BayesianLora(PyroModule):
 def _redrawn(values: Tensor, generator: torch.Generator) -> Tensor:
     """Draws a tensor of the same spread."""
     return values.std() * torch.randn(values.shape, generator=generator).to(values)
+
+
+def _module_name(key: str) -> str:
+    """A key as the name of a module, which has no dots."""
+    return key.replace(".", "/")
 
 
 def _look_up(argument: str, value: Any, table: Mapping[str, type[Any]]) -> Any:

@@ -14,7 +14,9 @@ from torch import Tensor
 PLACES = (
     "torch.distributions.normal",
     "torch.distributions.multivariate_normal",
+    "torch.distributions.lowrank_multivariate_normal",
     "bayeslora_pyro.distributions",
+    "bayeslora_pyro.matrix_normal",
 )
 
 

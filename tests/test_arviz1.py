@@ -95,6 +95,15 @@ def test_arviz_can_use_it(seen):
     assert seen["elpd"] == pytest.approx(-3.2, abs=0.3)
 
 
+def test_leave_one_out_is_the_same(seen):
+    scores = -np.random.default_rng(2).random((2, 40, 6))
+    estimates = {"low": arrays.leave_one_out(1.3 * scores), "high": arrays.leave_one_out(scores)}
+    for name, row in arrays.compare_loo(estimates).items():
+        assert seen["loo"][name] == {key: pytest.approx(value, abs=0.05) for key, value in row.items()}
+    assert seen["loo"]["low"]["elpd_diff"] < 0 == seen["loo"]["high"]["elpd_diff"]
+    assert seen["loo_alone"].keys() == {"high"}
+
+
 def test_khat_is_the_same_statistic(seen):
     log_weights = 2 * np.random.default_rng(1).normal(size=4000)
     assert seen["khat"] == pytest.approx(arrays.pareto_khat(log_weights), abs=0.02)

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from bayeslora_pyro import BayesianLora, FlowGuide, MeanFieldGuide
+from bayeslora_pyro import TRANSFORMS, BayesianLora, FlowGuide, MeanFieldGuide
 from bayeslora_pyro.isolation import private_pyro
 
 from .tiny import tiny_bert, tiny_llama
@@ -39,10 +39,10 @@ pytestmark = pytest.mark.usefixtures("scripts_by_name")
 def scripts_by_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Lets the scripts import each other, as Python does for the folder of a script that it runs."""
     monkeypatch.syspath_prepend(FOLDER)
-    for name in ("cases", "timing", *SCRIPTS):
+    for name in ("cases", "timing", "flows", *SCRIPTS):
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield
-    for name in ("cases", "timing", *SCRIPTS):
+    for name in ("cases", "timing", "flows", *SCRIPTS):
         sys.modules.pop(name, None)
 
 
@@ -67,6 +67,21 @@ def test_json_is_one_object(script, guide, models, monkeypatch, capsys):
         low, high = row["quartiles"]
         assert 0 < low <= row["ratio"] <= high
         assert row["ours_ms"] > 0 < row["plain_ms"]
+
+
+def test_flows_has_a_ratio_for_every_flow(monkeypatch, capsys):
+    names = ("affine_autoregressive", "permute", "planar")  # which stand for all rows of the table
+    for name in TRANSFORMS.keys() - set(names):
+        monkeypatch.delitem(TRANSFORMS, name)
+    run("flows", "--json", "--model", "tiny-decoder", monkeypatch=monkeypatch)
+    row = json.loads(capsys.readouterr().out)["tiny-decoder"]
+    assert row.keys() >= EVERYWHERE
+    assert tuple(row["flows"]) == names
+    assert row["ratio"] == row["flows"][row["slowest"]]["ratio"]
+    assert row["ratio"] == max(figures["ratio"] for figures in row["flows"].values())
+    run("flows", "--model", "tiny-decoder", monkeypatch=monkeypatch)
+    table = capsys.readouterr().out
+    assert all(f"  {name} " in table for name in names)
 
 
 def test_table_names_the_setting(monkeypatch, capsys):

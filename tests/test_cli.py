@@ -113,7 +113,7 @@ def test_fit_says_what_it_does(fitted: Path, bert: Path, tmp_path: Path, capsys)
     assert captured.err == ""
     assert f"LoRA's {counts.lora:,}" in output
     assert f"{counts.extra:,} more than LoRA" in output or f"{-counts.extra:,} fewer than LoRA" in output
-    assert "a tempered ELBO (KL weight 0.02)" in output
+    assert "a tempered ELBO (KL weight 0.05)" in output
     assert f"Next: bayeslora evaluate {tmp_path / 'run'}" in captured.out.replace("\n", " ").replace(
         "  ", " "
     )
@@ -133,7 +133,9 @@ def by_hand(fitted: Path, bert: Path, num_draws: int = 16):
     posterior = load_run(fitted / "run", bert)
 
     def predict(examples):
-        loader = make_loader(examples, tokenizer, batch_size=8, shuffle=False, max_length=24)
+        loader = make_loader(
+            examples, tokenizer, batch_size=8, shuffle=False, group_by_length=True, max_length=24
+        )
         return posterior.predict(loader, num_draws, seed=0)
 
     return splits, predict
@@ -141,7 +143,7 @@ def by_hand(fitted: Path, bert: Path, num_draws: int = 16):
 
 def test_evaluate_writes_the_figures(fitted: Path, bert: Path, tmp_path: Path, capsys) -> None:
     others, target = fitted / "others.jsonl", tmp_path / "deep" / "metrics.json"
-    assert bayeslora("evaluate", fitted / "run", "--shift", others, "--json", target) == 0
+    assert bayeslora("evaluate", fitted / "run", "--num-draws", 16, "--shift", others, "--json", target) == 0
     written = json.loads(target.read_text())
     splits, predict = by_hand(fitted, bert)
     inside = predict(splits.test)
@@ -154,7 +156,7 @@ def test_evaluate_writes_the_figures(fitted: Path, bert: Path, tmp_path: Path, c
     assert written["others"]["auroc_entropy"] == pytest.approx(metrics.auroc(inside.entropy, outside.entropy))
     output = capsys.readouterr()
     assert output.err == ""
-    assert "tempered ELBO (KL weight 0.02)" in output.out
+    assert "tempered ELBO (KL weight 0.05)" in output.out
     assert f"{written['reviews']['nll']:.3f}" in output.out
     assert [path.name for path in target.parent.iterdir()] == ["metrics.json"]
 

@@ -85,7 +85,7 @@ class TestContainer:
         assert "posterior_predictive" in groups
         assert "observed_data" not in groups
         kept = datasets(to_arviz(FakePosterior(), num_draws=4, sites=()))["posterior"]
-        assert list(kept.data_vars) == ["update_norm"]
+        assert list(kept.data_vars) == ["update_norm", "update_rank"]
 
     def test_chains_are_fits(self):
         several = [FakePosterior(guide_mean=0.1, num_steps=5), FakePosterior(guide_mean=0.4, num_steps=8)]

@@ -16,6 +16,7 @@ from bayeslora_pyro.elbo import ElboParts, PartsELBO
 from bayeslora_pyro.guides import GUIDES, FlowGuide, MeanFieldGuide
 from bayeslora_pyro.models import BayesianLora, Choice, InducingPrior, NextToken
 from bayeslora_pyro.transforms import StackedTransform
+from bayeslora_pyro.vec_normal import VecNormal
 
 from .noise import drawn_from, expectation
 from .tiny import tiny_batch, tiny_bert, tiny_llama
@@ -93,7 +94,7 @@ class TestEveryPair:
 GAUSSIAN = [
     (prior, guide)
     for prior in ("inducing", "gaussian", "one for each role")
-    for guide in ("delta", "mean_field")
+    for guide in ("delta", "mean_field", "matrix_normal", "low_rank", "full_rank")
 ]
 
 
@@ -112,7 +113,7 @@ class TestDivergence:
 
 
 def reversed_kl(q, p):
-    if isinstance(q, dist.Delta):
+    if isinstance(q, dist.Delta | VecNormal):  # which have no reverse
         return -kl_divergence(q, p)
     return kl_divergence(p, q)
 

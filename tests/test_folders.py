@@ -27,7 +27,9 @@ from bayeslora_pyro.models import (
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.transforms import affine_autoregressive
 
+from .small_priors import VARIANTS
 from .test_adapters import inputs, two_adapters
+from .test_placement import mixed
 from .test_posterior import perturbed
 from .tiny import tiny_batch, tiny_bert, tiny_llama
 
@@ -85,6 +87,7 @@ PAIRS: dict[str, Callable[[], tuple[Posterior, nn.Module, str]]] = {
         bare(),
         "classification",
     ),
+    "prior-by-pattern": lambda: (posterior_of(mixed()), bare(), "classification"),
     "deep-flow": lambda: (posterior_of(guide="flow", depth=2), bare(), "classification"),
     "learned-scale": lambda: (
         posterior_of(InducingPrior(rows=2, cols=3, learn_scale=True, scale=0.7)),
@@ -114,6 +117,11 @@ def decoder(likelihood: Any) -> Posterior:
 def second() -> Posterior:
     model = BayesianLora(two_adapters(), num_data=20, adapter_name="second", seed=3)
     return Posterior(model, perturbed(FlowGuide(model, base="delta", seed=5)))
+
+
+@pytest.mark.parametrize("prior", VARIANTS)
+def test_reload_is_exact_for_variants(prior: str, tmp_path: Path) -> None:
+    assert_reloads(posterior_of(VARIANTS[prior]()), tmp_path / "posterior", bare(), tiny_batch())
 
 
 @pytest.mark.parametrize("case", PAIRS)

@@ -14,9 +14,9 @@ from bayeslora_pyro.models.base import Prior
 from bayeslora_pyro.posterior import Posterior
 
 from .noise import affine, expectation
+from .small_priors import ALL, SMALL
 from .tiny import tiny_batch, tiny_bert, tiny_llama
 
-SMALL = {"inducing": lambda: InducingPrior(2, 3), "gaussian": GaussianPrior, "point": PointPrior}
 # Sizes p, q of the inducing matrix, from fewer than the rank 2 to more than either side (2 and 8).
 SIZES = [(1, 1), (2, 3), (3, 2), (4, 9)]
 RANK = 2
@@ -45,24 +45,33 @@ class TestEveryPrior:
             assert issubclass(prior, Prior)
             assert SMALL[name]().config().keys() == prior().config().keys()
 
-    @pytest.mark.parametrize("name", PRIORS)
+    @pytest.mark.parametrize("name", ALL)
     def test_samples_in_plates_with_named_dimensions(self, name):
-        model = BayesianLora(tiny_llama(), SMALL[name]())
+        model = BayesianLora(tiny_llama(), ALL[name]())
         weights = model.sample_weights()
         assert {name: weight.shape for name, weight in weights.items()} == {
             stack.name: (len(stack), *stack.shape) for stack in model.stacks
         }
         trace = poutine.trace(model.sample_weights).get_trace()
-        sites = {name: site for name, site in trace.nodes.items() if "." in name}
-        for name_of_site, site in sites.items():
-            (stack,) = (stack for stack in model.stacks if name_of_site.startswith(stack.name + "."))
-            assert [frame.name for frame in site["cond_indep_stack"]] == [stack.name]
-            assert site["fn"].batch_shape == (len(stack),)
-            assert len(site["infer"]["event_dims"]) == len(site["fn"].event_shape) == 2
-        latent = model.prior_of(model.stacks[0]).latent
-        assert {name_of_site.rpartition(".")[2] for name_of_site in sites} == (
-            {"V", "W"} if latent == "V" else {latent} - {None}
-        )
+        stacks = {stack.name: stack for stack in model.stacks}
+        for name_of_site in (name for name in trace.stochastic_nodes if "." in name):
+            site, prefix = trace.nodes[name_of_site], name_of_site.rpartition(".")[0]
+            in_plate = prefix in stacks  # or shared by all
+            assert [frame.name for frame in site["cond_indep_stack"]] == ([prefix] if in_plate else [])
+            assert site["fn"].batch_shape == ((len(stacks[prefix]),) if in_plate else ())
+            assert len(site["infer"]["event_dims"]) == len(site["fn"].event_shape)
+
+    @pytest.mark.parametrize("name", ALL)
+    def test_sites_are_those_it_declares(self, name):
+        model = BayesianLora(tiny_llama(), ALL[name]())
+        (prior,) = model.priors.values()
+        wanted = {prior.shared_site(site) for site in prior.shared_priors()}
+        for stack in model.stacks:
+            own = {*prior.hyper_priors(stack), prior.latent, "W"} if prior.latent else set()
+            wanted |= {prior.site(stack, site) for site in own}
+        trace = poutine.trace(model.sample_weights).get_trace()
+        assert {site for site in trace.stochastic_nodes if "." in site} == wanted
+        assert {site.rpartition(".")[2] for site in wanted} - {"V", "U", "W"} <= prior.dims.keys()
 
     @pytest.mark.parametrize("name", PRIORS)
     def test_one_object_serves_several_models(self, name):
@@ -89,9 +98,10 @@ class TestEveryPrior:
 
     def test_unknown_name(self):
         with pytest.raises(
-            ValueError, match=r"prior='laplace' is not known\. Choose one of inducing, gaussian, point"
+            ValueError,
+            match=r"prior='spike' is not known\. Choose one of inducing, global_inducing, gaussian",
         ):
-            model_with("laplace")
+            model_with("spike")
 
 
 def prior_draw(model, stack):
@@ -182,16 +192,15 @@ class TestFromLora:
         plain = model.adapter.peft_model(**{key: value for key, value in batch.items() if key != "labels"})
         close(model.run_with(drawn, batch).logits, plain.logits)
 
-    @pytest.mark.parametrize("prior", ["gaussian", "point"])
-    def test_other_priors(self, prior):
-        model = model_with(prior)
+    @pytest.mark.parametrize("prior", ALL)
+    def test_every_prior(self, prior):
+        model = model_with(ALL[prior]())
         guide = noiseless(MeanFieldGuide(model))
-        weights = {name: value + 1 for name, value in model.lora_weights().items()}
+        weights = {name: value + 0.1 * value**2 for name, value in model.lora_weights().items()}
         guide.from_lora(weights)
-        for name, value in (
-            (model.sample_weights() | guide()).items() if prior == "point" else guide().items()
-        ):
-            close(value, weights[name])
+        drawn = model.sample_weights() | guide()
+        for name, value in weights.items():
+            close(drawn[name], value)
 
     @pytest.mark.parametrize("size", [(2, 2), (4, 9)])
     @pytest.mark.parametrize("kind", ["noise_scale", "scale"])

@@ -14,13 +14,14 @@ from bayeslora_pyro.elbo import PartsELBO
 from bayeslora_pyro.guides import GUIDES, FlowGuide, MeanFieldGuide
 from bayeslora_pyro.models import LIKELIHOODS, BayesianLora, Choice, InducingPrior
 
+from .small_priors import VARIANTS
 from .tiny import tiny_batch, tiny_bert, tiny_llama
 
 PRIORS = {
     "inducing": lambda: InducingPrior(2, 3, nugget=0.1),
     "gaussian": lambda: "gaussian",
     "one for each role": lambda: {"A": InducingPrior(1, 2, nugget=0.1), "B": "point"},
-}
+} | {name: VARIANTS[name] for name in ("global inducing, random scale", "ard, random precisions")}
 ITEMS, DRAWS = 6, 3
 
 

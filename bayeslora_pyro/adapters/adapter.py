@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from bayeslora_pyro.adapters.stacks import (
     leaves,
     stack_factors,
 )
-from bayeslora_pyro.types import Batch, Weights
+from bayeslora_pyro.types import Batch, Role, Weights
 
 __all__ = ["Adapter"]
 
@@ -41,15 +41,22 @@ class Adapter:
     Args:
         peft_model: A model with LoRA layers over `nn.Linear`.
         adapter_name: Which of its adapters; the active one by default.
+        group_of: From the role and the layer of a factor to what the factors of one stack have in common, beside role
+            and shape.
 
     Attributes:
-        stacks: The stacks of factors, one per role and shape.
+        stacks: The stacks of factors, one per role, shape and group.
 
     Raises:
         ValueError: If no such adapter exists, or it has layers whose factors are no plain linear maps.
     """
 
-    def __init__(self, peft_model: nn.Module, adapter_name: str | None = None) -> None:
+    def __init__(
+        self,
+        peft_model: nn.Module,
+        adapter_name: str | None = None,
+        group_of: Callable[[Role, str], Hashable] | None = None,
+    ) -> None:
         if not isinstance(peft_model, PeftModel):
             raise TypeError(
                 f"peft_model is a {type(peft_model).__name__}, and no PeftModel: "
@@ -58,7 +65,7 @@ class Adapter:
         self._peft_model = (peft_model,)  # a tuple, so that no module that holds an Adapter takes it in
         self.adapter_name = adapter_name or active_adapter(peft_model)
         self._layers = find_layers(peft_model, self.adapter_name)
-        self.stacks = stack_factors(self._layers, self.adapter_name)
+        self.stacks = stack_factors(self._layers, self.adapter_name, group_of)
         self._accepted = _accepted_arguments(peft_model)
 
     @property

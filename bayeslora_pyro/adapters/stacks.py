@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
@@ -123,15 +123,28 @@ def _nothing_found(
     )
 
 
-def stack_factors(layers: dict[str, LoraLayer], adapter_name: str) -> tuple[FactorStack, ...]:
-    """Groups the factors of the layers by role and shape, in the order in which they first occur."""
-    groups: dict[tuple[Role, tuple[int, int]], list[str]] = defaultdict(list)
+def stack_factors(
+    layers: dict[str, LoraLayer], adapter_name: str, group_of: Callable[[Role, str], Hashable] | None = None
+) -> tuple[FactorStack, ...]:
+    """Groups the factors of the layers by role and shape, in the order in which they first occur.
+
+    Args:
+        layers: The LoRA layers by name.
+        adapter_name: The name of the adapter.
+        group_of: From the role and the layer of a factor to what else the factors of one stack have in common; the
+            second stack of a role and a shape is then called `A_8x384_2`, and so on.
+    """
+    groups: dict[tuple[Role, tuple[int, int]], dict[Hashable, list[str]]] = defaultdict(dict)
     roles: tuple[Role, Role] = ("A", "B")
     for role in roles:
         for name, layer in layers.items():
             d_o, d_i = leaf(layer, role, adapter_name).weight.shape
-            groups[role, (d_o, d_i)].append(name)
+            group = None if group_of is None else group_of(role, name)
+            groups[role, (d_o, d_i)].setdefault(group, []).append(name)
     return tuple(
-        FactorStack(f"{role}_{shape[0]}x{shape[1]}", role, shape, tuple(names))
-        for (role, shape), names in groups.items()
+        FactorStack(f"{role}_{shape[0]}x{shape[1]}{suffix}", role, shape, tuple(names))
+        for (role, shape), parts in groups.items()
+        for suffix, names in zip(
+            ("", *(f"_{i}" for i in range(2, len(parts) + 1))), parts.values(), strict=True
+        )
     )

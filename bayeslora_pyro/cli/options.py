@@ -115,13 +115,15 @@ _METHOD = _group(
     (
         "method",
         text(),
-        "bayesian-lora, bayesian-lora-mf (mean field), lora, ensemble (of LoRA fits), checkpoint-ensemble (of "
-        "points of one fit), mc-dropout or tfb (noise for a trained LoRA)",
+        "bayesian-lora, bayesian-lora-mf (mean field), bayesian-lora-mn (matrix normal), map, lora, ensemble (of LoRA "
+        "fits), checkpoint-ensemble (of points of one fit), mc-dropout or tfb (noise for a trained LoRA)",
         "bayesian-lora",
     ),
     ("num_chains", whole(1), "how many independent fits predict together (default: the method's own)"),
     ("transform", text(), "the flow, such as affine_autoregressive, planar or spline_coupling"),
     ("depth", whole(1), "how many flows in a row"),
+    ("over", one_of("rows", "matrix"), "what the flow maps: each inducing row, or the whole matrix"),
+    ("conditioned", switch, "share one flow, conditioned on an embedding of each factor"),
     (
         "choice_scoring",
         one_of("sum", "mean", "letters"),
@@ -133,6 +135,8 @@ _METHOD = _group(
     ("prior.width_scaled", switch, "divide it by the root of the number of inputs"),
     ("prior.learn_scale", switch, "learn it, one for each factor"),
     ("prior.nugget", number(), "the initial nuggets of the inducing locations"),
+    ("prior.scale_prior", number(), "make it random: the standard deviation of its logarithm"),
+    ("prior.whitened", switch, "whether the inducing matrices are whitened"),
     ("guide.scale", number(), "the initial standard deviation of the inducing matrices"),
     ("guide.rate", number(0), "the share of the inputs of A that MC dropout drops"),
     ("guide.noise_scale", number(), "the initial share of the conditional noise, between 0 and 1"),

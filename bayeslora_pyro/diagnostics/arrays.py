@@ -6,7 +6,8 @@ import importlib
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,8 +19,11 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = [
     "Container",
     "arviz",
+    "compare_loo",
     "datasets",
     "from_arrays",
+    "is_container",
+    "leave_one_out",
     "load_arviz",
     "pareto_khat",
     "pooled",
@@ -31,6 +35,9 @@ Container: TypeAlias = Any
 
 MIN_DRAWS = 30
 """Pareto smoothing fits the largest fifth of the weights and needs six of them."""
+
+AGREED = 1e-6
+"""Draws whose log-likelihoods of an item differ by less agree on it."""
 
 
 @cache
@@ -73,6 +80,11 @@ def datasets(container: Container) -> dict[str, xr.Dataset]:
     if isinstance(container, xr.DataTree):
         return {name: node.to_dataset() for name, node in container.children.items()}
     return {name: container[name] for name in container.groups()}
+
+
+def is_container(value: object) -> bool:
+    """Tell whether something is a container of either ArviZ."""
+    return isinstance(value, xr.DataTree) or callable(getattr(value, "groups", None))
 
 
 def pooled(values: xr.DataArray, *dims: str) -> NDArray[Any]:
@@ -146,6 +158,83 @@ def pareto_khat(log_weights: NDArray[np.floating[Any]]) -> float:
         # It takes log-likelihoods, whose weights for leave-one-out are their inverse.
         khat = array_stats.psislw(-log_weights)[1]
     return float(np.nan_to_num(khat, nan=np.inf, posinf=np.inf))
+
+
+def leave_one_out(log_likelihood: ArrayLike) -> Any:
+    r"""Estimate by Pareto smoothing how well each item is predicted from all others.
+
+    .. math:: \mathrm{elpd}_{\mathrm{loo}} = \sum_n \log p(y_n \mid y_{-n})
+
+    Args:
+        log_likelihood: The log-likelihood of each item, `(chain, draw, item)`; the draws are independent.
+
+    Returns:
+        ArviZ's ``ELPDData``, with ``pareto_k`` and ``good_k``, the largest value that so many draws can bear.
+
+    Raises:
+        ValueError: If there are fewer than 30 draws, all of them are the same, or an entry is not finite.
+
+    References:
+        | Practical Bayesian Model Evaluation Using Leave-One-Out Cross-Validation and WAIC (Vehtari et al., 2017)
+        | https://arxiv.org/abs/1507.04544
+    """
+    values = np.asarray(log_likelihood, dtype=np.float64)
+    if values.ndim != 3 or values.shape[0] * values.shape[1] < MIN_DRAWS:
+        raise ValueError(
+            f"log_likelihood should be (chain, draw, item) with at least {MIN_DRAWS} draws, got shape "
+            f"{values.shape}: call to_arviz with a larger num_draws"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"log_likelihood holds {int((~np.isfinite(values)).sum())} entries that are not finite"
+        )
+    agreed = np.ptp(values, axis=(0, 1)) < AGREED
+    if agreed.all():
+        raise ValueError("log_likelihood is the same in every draw: a point estimate has no leave-one-out")
+    # An item on which all draws agree has no tail to fit: give it one that changes nothing.
+    ripple = AGREED * np.random.default_rng(0).random(values.shape)
+    container = from_arrays(
+        {"log_likelihood": {"y": np.where(agreed, values + ripple, values)}}, {"y": ["item"]}, {}
+    )
+    with _silent():  # who asks gets the values of k, which the warnings are about
+        return arviz().loo(container, pointwise=True, reff=1.0)
+
+
+def compare_loo(estimates: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    r"""Lay the estimates of several models of the same items beside one another.
+
+    Args:
+        estimates: By name, what :func:`leave_one_out` returned.
+
+    Returns:
+        By name, ``elpd_loo`` with its standard error ``se``, the effective number of parameters ``p_loo``, the
+        number ``bad_k`` of items whose Pareto k is above ``good_k``, and beside at least one other model
+        ``elpd_diff`` to the best (0 or negative), its standard error ``dse`` and the stacking ``weight``.
+    """
+    rows = {}
+    for name, each in estimates.items():
+        elpd, p = (each.elpd_loo, each.p_loo) if _is_legacy() else (each.elpd, each.p)
+        bad = int((np.asarray(each.pareto_k) > each.good_k).sum())
+        rows[name] = {"elpd_loo": float(elpd), "se": float(each.se), "p_loo": float(p), "bad_k": bad}
+    if len(estimates) > 1:
+        options = {} if _is_legacy() else {"round_to": "none"}
+        with _silent():
+            table = arviz().compare(dict(estimates), **options)
+        for name, row in table.to_dict("index").items():
+            difference = -abs(float(row["elpd_diff"]))  # 0.23 takes the other model from the best
+            rows[str(name)] |= {
+                "elpd_diff": difference,
+                "dse": float(row["dse"]),
+                "weight": float(row["weight"]),
+            }
+    return rows
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _is_legacy() -> bool:

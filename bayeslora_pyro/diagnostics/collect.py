@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bayeslora_pyro.diagnostics.arrays import Container, from_arrays
+from bayeslora_pyro.diagnostics.arrays import Container, from_arrays, is_container
 from bayeslora_pyro.diagnostics.chain import collect_chain
+from bayeslora_pyro.diagnostics.facts import collect_facts, extra_parameters
 from bayeslora_pyro.diagnostics.naming import name_dims
 from bayeslora_pyro.diagnostics.observations import Groups
 from bayeslora_pyro.diagnostics.protocols import PosteriorLike
 from bayeslora_pyro.types import Batch
 
-__all__ = ["to_arviz"]
+__all__ = ["as_container", "to_arviz"]
 
 
 def to_arviz(
@@ -27,23 +28,27 @@ def to_arviz(
     seed: int = 0,
     sites: Sequence[str] | None = None,
     label_names: Sequence[str] | None = None,
+    prior_predictive: bool = False,
 ) -> Container:
     r"""Collect draws, predictions and the history of a fit into an ArviZ container.
 
-    The groups are ``posterior``, ``prior``, ``sample_stats``, ``constant_data`` (the history of the fit, by
-    `step`), and with batches ``posterior_predictive``, ``log_likelihood`` and ``observed_data``; of texts, which
-    are scored and not predicted, ``log_likelihood`` alone. ``posterior_predictive`` holds a sampled ``y`` and the
-    parameters of its distribution: ``log_probs`` of classes, ``loc`` and ``scale`` of numbers. Next to the
-    latent sites stands ``update_norm``, the Frobenius norm :math:`\|BA\|` of each adapter's update. The
-    dimension ``adapter`` holds all adapted modules; a stack of only some of them has its own,
-    ``adapter@<stack>``, and so has any other dimension on whose size the sites differ.
+    The groups are ``posterior``, ``prior``, ``sample_stats``, ``constant_data`` (the history of the fit by
+    `step`, and what it left behind by `factor` and `adapter`), and with batches ``posterior_predictive``,
+    ``log_likelihood`` and ``observed_data``; of texts, which are scored and not predicted, ``log_likelihood``
+    alone. ``posterior_predictive`` holds a sampled ``y`` and the parameters of its distribution: ``log_probs``
+    of classes, ``loc`` and ``scale`` of numbers. Next to the latent sites stand ``update_norm``, the Frobenius
+    norm :math:`\|BA\|` of each adapter's update, and ``update_rank``, its effective rank. A posterior without
+    latent sites, such as that of plain LoRA, has neither ``posterior`` nor ``prior``. The dimension ``adapter``
+    holds all adapted modules; a stack of only some of them has its own, ``adapter@<stack>``, and so has any
+    other dimension on whose size the sites differ.
 
     A chain is one independent fit: draws of one guide are independent by construction, so R-hat and effective
     sample sizes say nothing until several posteriors are passed.
 
     ``sample_stats`` holds ``log_prior``, ``log_guide``, ``log_likelihood_sum`` and their log joint density
     ``lp = log_prior + log_likelihood_sum``. Its data are the training data where ``fitted_to`` is passed:
-    only then is :func:`~bayeslora_pyro.diagnostics.khat` about the fit. Else they are the batches.
+    only then is :func:`~bayeslora_pyro.diagnostics.khat` about the fit, and ``fitted_log_likelihood`` holds the
+    log-likelihood of each training item. Else they are the batches.
 
     Args:
         posterior: The posterior, or one for each independent fit of the same model.
@@ -52,8 +57,10 @@ def to_arviz(
         num_draws: The number of draws from each posterior; k-hat needs 30.
         seed: The seed of the draws; the i-th posterior uses `seed + i`.
         sites: The latent sites to keep, all by default. The weights of large models take much space:
-            `sites=()` keeps ``update_norm`` alone.
+            `sites=()` keeps ``update_norm`` and ``update_rank`` alone.
         label_names: The names of the classes, by default ``label_names`` of the metadata, or their indices.
+        prior_predictive: Whether to predict the batches with draws from the prior as well, in a group
+            ``prior_predictive``.
 
     Returns:
         An ``InferenceData`` under ArviZ 0.23, an ``xarray.DataTree`` under ArviZ 1.x.
@@ -65,32 +72,54 @@ def to_arviz(
     _check_alike(posteriors)
     first = posteriors[0]
     kept = _check_sites(sites, first.site_dims)
-    # A generator would be exhausted, and a shuffling loader reordered, by the second posterior.
-    if len(posteriors) > 1:
+    # A generator would be exhausted, and a shuffling loader reordered, by the second pass.
+    if len(posteriors) > 1 or prior_predictive:
         batches = None if batches is None else list(batches)
         fitted_to = None if fitted_to is None else list(fitted_to)
     chains = [
-        collect_chain(each, batches, fitted_to, kept, num_draws, seed + i)
+        collect_chain(each, batches, fitted_to, kept, num_draws, seed + i, prior_predictive)
         for i, each in enumerate(posteriors)
     ]
     groups = _stack_chains(chains)
-    groups["constant_data"], steps = _stack_histories([each.history for each in posteriors])
+    histories, steps = _stack_histories([each.history for each in posteriors])
+    facts = [collect_facts(each, num_draws, seed + i) for i, each in enumerate(posteriors)]
+    left = {name: np.stack([each[name] for each in facts]) for name in facts[0]}
+    groups["constant_data"] = histories | left
     shapes = {name: groups["posterior"][name].shape[2:] for name in kept}
     adapters = {stack.name: stack.adapters for stack in first.stacks}
     dims, coords = name_dims({name: first.site_dims[name] for name in kept}, shapes, adapters)
-    dims |= {"update_norm": ["adapter"], "y": ["item"], "log_probs": ["item", "label"]}
-    dims |= {"loc": ["item"], "scale": ["item"]}
-    dims |= {name: ["chain", "step"] for name in groups["constant_data"]}
+    dims |= {
+        "update_norm": ["adapter"],
+        "update_rank": ["adapter"],
+        "y": ["item"],
+        "log_probs": ["item", "label"],
+    }
+    dims |= {"loc": ["item"], "scale": ["item"], "fitted_log_likelihood": ["fitted_item"]}
+    dims |= {name: ["chain", "step"] for name in histories}
+    dims |= {name: ["chain", "adapter" if name.startswith("mean_update") else "factor"] for name in left}
+    factors = [f"{stack.name}/{module}" for stack in first.stacks for module in stack.adapters]
+    coords |= {"factor": factors} if left else {}
     names = label_names if label_names is not None else first.metadata.get("label_names")
     axes: dict[str, Sequence[Any]] = {**coords, "step": steps, **_label_coords(groups, names)}
     scored = "fitted_to" if fitted_to is not None else "batches"
-    facts = {
+    known: dict[str, Any] = {
         "chain": "one independent fit each",
         "num_draws": num_draws,
         "draw_seed": seed,
         "lp_data": scored if "lp" in groups["sample_stats"] else "none",
     }
-    return from_arrays(groups, dims, axes, {**first.metadata, **facts})
+    if (extra := extra_parameters(first)) is not None:
+        known["extra_parameters"] = extra
+    return from_arrays({n: g for n, g in groups.items() if g}, dims, axes, {**first.metadata, **known})
+
+
+def as_container(
+    posterior: PosteriorLike | Sequence[PosteriorLike] | Container,
+    batches: Iterable[Batch] | None = None,
+    **options: Any,
+) -> Container:
+    """Return a container as it is, and of a posterior the one that :func:`to_arviz` makes, without its weights."""
+    return posterior if is_container(posterior) else to_arviz(posterior, batches, sites=(), **options)
 
 
 def _check_alike(posteriors: Sequence[PosteriorLike]) -> None:

@@ -11,12 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Normal
 
-from bayeslora_pyro.diagnostics.protocols import NumbersLike, PosteriorLike, PredictionLike
+from bayeslora_pyro.diagnostics.protocols import (
+    NumbersLike,
+    PosteriorLike,
+    PredictionLike,
+    PriorPredictiveLike,
+)
 from bayeslora_pyro.metrics import mean_log_probs
 from bayeslora_pyro.metrics.predictive import check_labels
 from bayeslora_pyro.types import Batch
 
-__all__ = ["Groups", "as_float64", "collect_data"]
+__all__ = ["Groups", "as_float64", "collect_data", "collect_prior_data"]
 
 Groups: TypeAlias = dict[str, dict[str, NDArray[Any]]]
 """Arrays by group and variable."""
@@ -40,6 +45,24 @@ def collect_data(posterior: PosteriorLike, batches: Iterable[Batch], num_draws: 
     prediction = posterior.predict(batches, num_draws, seed)
     rng = np.random.default_rng(seed)
     return _numbers(prediction, rng) if isinstance(prediction, NumbersLike) else _classes(prediction, rng)
+
+
+def collect_prior_data(
+    posterior: PosteriorLike, batches: Iterable[Batch], num_draws: int, seed: int
+) -> Groups:
+    """Collect what is predicted before any data: ``prior_predictive``, like ``posterior_predictive``.
+
+    Raises:
+        ValueError: If the observations are texts, or the posterior cannot predict from its prior.
+    """
+    if posterior.is_text or not isinstance(posterior, PriorPredictiveLike):
+        raise ValueError(
+            "prior_predictive=True needs a posterior of classes or numbers with a method predict_prior: leave it out"
+        )
+    prediction = posterior.predict_prior(batches, num_draws, seed)
+    rng = np.random.default_rng([seed, 1])
+    groups = _numbers(prediction, rng) if isinstance(prediction, NumbersLike) else _classes(prediction, rng)
+    return {"prior_predictive": groups["posterior_predictive"]}
 
 
 def _classes(prediction: PredictionLike, rng: np.random.Generator) -> Groups:

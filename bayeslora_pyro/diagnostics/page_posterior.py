@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from bayeslora_pyro.diagnostics.alarms import alarms
 from bayeslora_pyro.diagnostics.arrays import MIN_DRAWS, Container, datasets, pooled
 from bayeslora_pyro.diagnostics.figures import training_figure
 from bayeslora_pyro.diagnostics.forest import forest_figure
 from bayeslora_pyro.diagnostics.page import Html, definitions, figure, paragraph, section, table
 from bayeslora_pyro.diagnostics.summary import khat, summary
 
-__all__ = ["adapters", "importance", "posterior_table", "provenance", "tempering", "training"]
+__all__ = ["adapters", "findings", "importance", "posterior_table", "provenance", "tempering", "training"]
 
 PARTS = {
     "elbo": "ELBO",
@@ -33,6 +34,14 @@ def tempering(attrs: Mapping[str, Any]) -> str:
         return "KL weight not recorded"
     weight = float(weight)
     return "untempered ELBO (KL weight 1)" if weight == 1 else f"tempered ELBO (KL weight {weight:g})"
+
+
+def findings(container: Container) -> Html | None:
+    """Show the alarms, if any."""
+    rows = [[alarm.name, alarm.message] for alarm in alarms(container)]
+    if not rows:
+        return None
+    return section("What should be looked at", table("Alarms.", ("Alarm", "Finding"), rows, prose=True))
 
 
 def training(container: Container) -> Html | None:
@@ -77,7 +86,20 @@ def adapters(container: Container) -> Html | None:
         "data have said little about the size of the update."
     )
     svg = forest_figure(modules, draws["posterior"], draws.get("prior"))
-    return section("What it learned", figure(svg, caption))
+    return section("What it learned", figure(svg, caption), *_ranks(container))
+
+
+def _ranks(container: Container) -> list[Html]:
+    left = datasets(container).get("constant_data", {})
+    if "mean_update_rank" not in left:
+        return []
+    ranks = np.asarray(left["mean_update_rank"].values)
+    return [
+        paragraph(
+            "The effective rank (the exponential of the entropy of the singular values) of the mean update is "
+            f"{np.median(ranks):.2f} in the median of the adapters, from {ranks.min():.2f} to {ranks.max():.2f}."
+        )
+    ]
 
 
 def posterior_table(container: Container) -> Html:

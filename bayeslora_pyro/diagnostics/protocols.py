@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bayeslora_pyro.types import Batch, FactorStack
 
-__all__ = ["NumbersLike", "PosteriorLike", "PredictionLike"]
+__all__ = ["NumbersLike", "PosteriorLike", "PredictionLike", "PriorPredictiveLike"]
 
 
 class PredictionLike(Protocol):
@@ -92,4 +92,15 @@ class PosteriorLike(Protocol):
 
     def log_likelihood(self, batches: Iterable[Batch], num_draws: int, seed: int) -> Tensor:
         """Return the log-likelihood of each item under each draw, `(draw, item)`; called for texts only."""
+        ...
+
+
+@runtime_checkable
+class PriorPredictiveLike(Protocol):
+    """A posterior that can also predict as if it had seen no data."""
+
+    def predict_prior(
+        self, batches: Iterable[Batch], num_draws: int, seed: int
+    ) -> PredictionLike | NumbersLike:
+        """Predict the items of the batches with each draw of ``sample_prior``."""
         ...

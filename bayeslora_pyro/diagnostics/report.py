@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from bayeslora_pyro.diagnostics import page_numbers, page_posterior, page_predictions
+from bayeslora_pyro.diagnostics import page_checks, page_numbers, page_posterior, page_predictions
 from bayeslora_pyro.diagnostics.arrays import Container, datasets, save_arviz
 from bayeslora_pyro.diagnostics.page import Html, document
 from bayeslora_pyro.diagnostics.scored import Scored, ScoredNumbers, ScoredSet, ScoredTexts, score
@@ -26,7 +26,7 @@ def report(
     """Write a self-contained page about a posterior, and the ArviZ file of the same name beside it.
 
     The page asks nothing of the network and reads in light and in dark. What the container does not hold
-    (labels, predictions, a history) is left out.
+    (labels, predictions, a history) is left out. What :func:`~bayeslora_pyro.diagnostics.alarms` finds is shown.
 
     Args:
         container: What :func:`~bayeslora_pyro.diagnostics.to_arviz` returned.
@@ -69,6 +69,8 @@ def _page(container: Container, sets: Mapping[str, Scored | None], draws: str, t
     fitted = f"fitted to {int(attrs['num_data']):,} items" if "num_data" in attrs else ""
     lead, parts = _predictions(sets, sizes["chain"] * sizes["draw"])
     parts += [
+        page_posterior.findings(container),
+        page_checks.checks(container),
         page_posterior.training(container),
         page_posterior.adapters(container),
         page_posterior.posterior_table(container),

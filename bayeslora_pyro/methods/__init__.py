@@ -4,17 +4,20 @@ from collections.abc import Callable
 from functools import partial
 
 from bayeslora_pyro.methods import bayesian_lora, checkpoint_ensemble, ensemble, lora, mc_dropout, tfb
+from bayeslora_pyro.methods import map as maximum_a_posteriori
 from bayeslora_pyro.methods.recipe import Recipe as Recipe
 
 __all__ = ["METHODS", "Recipe"]
 
 METHODS: dict[str, Callable[..., Recipe]] = {
     "lora": lora.build,
+    "map": maximum_a_posteriori.build,
     "ensemble": ensemble.build,
     "checkpoint-ensemble": checkpoint_ensemble.build,
     "mc-dropout": mc_dropout.build,
     "tfb": tfb.build,
     "bayesian-lora": bayesian_lora.build,
     "bayesian-lora-mf": partial(bayesian_lora.build, transform=None),
+    "bayesian-lora-mn": partial(bayesian_lora.build, transform=None, family="matrix_normal"),
 }
 """The methods by name: each takes `(peft_model, likelihood, num_data, *, seed)`."""

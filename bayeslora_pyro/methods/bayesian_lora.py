@@ -9,7 +9,8 @@ from __future__ import annotations
 from torch import nn
 
 from bayeslora_pyro.config import FitConfig
-from bayeslora_pyro.guides import FlowGuide, Guide, MeanFieldGuide
+from bayeslora_pyro.guides import FlowGuide, Guide
+from bayeslora_pyro.guides.flow import BASES
 from bayeslora_pyro.methods.recipe import Recipe
 from bayeslora_pyro.models import BayesianLora, InducingPrior, Likelihood
 from bayeslora_pyro.types import TransformFactory
@@ -24,6 +25,7 @@ def build(
     *,
     seed: int = 0,
     transform: str | TransformFactory | None = "affine_autoregressive",
+    family: str = "mean_field",
 ) -> Recipe:
     """Builds Bayesian-LoRA.
 
@@ -32,12 +34,13 @@ def build(
         likelihood: The likelihood, or its name.
         num_data: The number of training items.
         seed: The seed.
-        transform: The flow over the rows of the inducing matrices; None for mean field.
+        transform: The flow over the rows of the inducing matrices; None for the base family alone.
+        family: The base family, a name in `BASES`.
     """
     model = BayesianLora(peft_model, InducingPrior(), likelihood, num_data, seed=seed)
     guide: Guide = (
-        MeanFieldGuide(model, seed=seed)
+        BASES[family](model, seed=seed)
         if transform is None
-        else FlowGuide(model, transform=transform, seed=seed)
+        else FlowGuide(model, transform=transform, base=family, seed=seed)
     )
     return Recipe(model, guide, FitConfig(seed=seed), num_draws=8)

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import pyro.distributions.transforms as pyro_transforms
 import torch
+from pyro.distributions.torch_transform import TransformModule
 from pyro.distributions.transforms.utils import clamp_preserve_gradients
 from torch import Tensor
+from torch.distributions import constraints
+from torch.nn.functional import logsigmoid, softplus
 
 from .composition import Inverse
 from .networks import StackableAutoRegressiveNN, last_layer, zero_last_layer
+from .traits import OneWay, Stackable
 
 __all__ = [
     "AffineAutoregressive",
     "NeuralAutoregressive",
     "affine_autoregressive",
+    "check_sizes",
     "inverse_autoregressive",
     "neural_autoregressive",
 ]
@@ -48,7 +52,7 @@ def affine_autoregressive(dim: int, hidden_dims: Sequence[int] | None = None) ->
         | Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016)
         | https://arxiv.org/abs/1606.04934
     """
-    network = StackableAutoRegressiveNN(dim, _check_sizes("affine_autoregressive", dim, hidden_dims))
+    network = StackableAutoRegressiveNN(dim, check_sizes("affine_autoregressive", dim, hidden_dims))
     zero_last_layer(network)
     return AffineAutoregressive(network)
 
@@ -74,7 +78,7 @@ def inverse_autoregressive(dim: int, hidden_dims: Sequence[int] | None = None) -
         | Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017)
         | https://arxiv.org/abs/1705.07057
     """
-    network = StackableAutoRegressiveNN(dim, _check_sizes("inverse_autoregressive", dim, hidden_dims))
+    network = StackableAutoRegressiveNN(dim, check_sizes("inverse_autoregressive", dim, hidden_dims))
     zero_last_layer(network)
     return Inverse(AffineAutoregressive(network))
 
@@ -108,7 +112,7 @@ def neural_autoregressive(
         | Neural Autoregressive Flows (Huang et al., 2018)
         | https://arxiv.org/abs/1804.00779
     """
-    hidden_dims = _check_sizes("neural_autoregressive", dim, hidden_dims)
+    hidden_dims = check_sizes("neural_autoregressive", dim, hidden_dims)
     network = StackableAutoRegressiveNN(dim, hidden_dims, param_dims=(width, width, width))
     last = last_layer(network)
     slopes, shifts = slice(None, width * dim), slice(2 * width * dim, None)
@@ -117,10 +121,10 @@ def neural_autoregressive(
         last.weight[shifts] = 0.0
         last.bias[slopes] = math.log(math.expm1(1.0))  # softplus of it is 1
         last.bias[shifts] = torch.linspace(-spread, spread, width).repeat_interleave(dim)
-    return NeuralAutoregressive(network, hidden_units=width)
+    return NeuralAutoregressive(network)
 
 
-def _check_sizes(name: str, dim: int, hidden_dims: Sequence[int] | None) -> Sequence[int]:
+def check_sizes(name: str, dim: int, hidden_dims: Sequence[int] | None) -> Sequence[int]:
     """Check the sizes of an autoregressive flow, and fill in the default."""
     if dim < 2:
         raise ValueError(
@@ -134,7 +138,7 @@ def _check_sizes(name: str, dim: int, hidden_dims: Sequence[int] | None) -> Sequ
     return hidden_dims
 
 
-class AffineAutoregressive(pyro_transforms.AffineAutoregressive):
+class AffineAutoregressive(Stackable, pyro_transforms.AffineAutoregressive):
     """Pyro's affine autoregressive flow, whose inverse also runs stacked, vmapped, in any precision.
 
     Args:
@@ -156,20 +160,41 @@ class AffineAutoregressive(pyro_transforms.AffineAutoregressive):
         return x
 
 
-class NeuralAutoregressive(pyro_transforms.NeuralAutoregressive):
-    """Pyro's neural autoregressive flow, with the log-det of the point asked for, not the last one.
+class NeuralAutoregressive(Stackable, OneWay, TransformModule):
+    r"""A monotone mixture of sigmoids per coordinate, in logarithms.
+
+    .. math:: y = \log D - \log (1 - D), \qquad \log D = \log \sum_k \exp(\log w_k + \log \sigma(z_k)),
+        \qquad z_k = a_k x + b_k
+
+    and 1 - D likewise with -z. Pyro computes D itself, which in single precision is 1 from x = 17 on, and
+    scores the last point it mapped, whichever it is asked for.
 
     Args:
         network: The network that gives slopes, mixture weights and shifts.
-        hidden_units: The number of sigmoids per coordinate.
     """
 
-    eps = 1e-12  # Pyro's 1e-8 shows in the log-det
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+    _cached_ladj: Tensor
 
-    def __init__(self, network: StackableAutoRegressiveNN, hidden_units: int) -> None:
-        super().__init__(network, hidden_units=hidden_units)
+    def __init__(self, network: StackableAutoRegressiveNN) -> None:
+        super().__init__(cache_size=1)
+        self.arn = network
+
+    def _call(self, x: Tensor) -> Tensor:
+        raw_slopes, logits, shifts = self.arn(x)  # each (..., width, dim)
+        slopes = softplus(raw_slopes).clamp_min(torch.finfo(x.dtype).tiny)
+        log_weights = logits.log_softmax(-2)
+        z = slopes * x.unsqueeze(-2) + shifts
+        log_up, log_down = logsigmoid(z), logsigmoid(-z)
+        log_mix = torch.logsumexp(log_weights + log_up, -2)
+        log_rest = torch.logsumexp(log_weights + log_down, -2)
+        log_slope = torch.logsumexp(log_weights + slopes.log() + log_up + log_down, -2)
+        self._cached_ladj = (log_slope - log_mix - log_rest).sum(-1)
+        return log_mix - log_rest
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Log-abs-det-Jacobian at x."""
         self(x)  # free where x is the last value seen
-        return cast(Tensor, super().log_abs_det_jacobian(x, y))
+        return self._cached_ladj

@@ -5,25 +5,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 import pyro.distributions.transforms as pyro_transforms
 import torch
 from pyro.distributions.torch_transform import ComposeTransformModule, TransformModule
 from torch import Tensor
-from torch.distributions import Transform, constraints
+from torch.distributions import ComposeTransform, Transform, constraints
 
 from ..types import TransformFactory
+from .traits import Stackable
 
-__all__ = ["Inverse", "Permutation", "iterated"]
+__all__ = ["Inverse", "Permutation", "composed", "iterated", "parts_of"]
 
 _COUPLINGS = (pyro_transforms.AffineCoupling, pyro_transforms.SplineCoupling)
 
 
-def iterated(depth: int, factory: TransformFactory) -> TransformFactory:
-    """Compose `depth` independent flows of one kind.
+def composed(*factories: TransformFactory) -> TransformFactory:
+    r"""Compose flows of several kinds, :math:`y = f_n(\cdots f_1(x))`.
 
-    Autoregressive flows draw their own order at each step. Couplings, after the first, act in a fixed random
+    Args:
+        factories: The flows, the first first.
+
+    Returns:
+        A factory of the composed flow.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if not factories:
+        raise ValueError(
+            "composed needs at least one factory, got none: for no flow, leave the transform out"
+        )
+
+    def compose(dim: int) -> Transform:
+        return ComposeTransformModule([factory(dim) for factory in factories])
+
+    return compose
+
+
+def iterated(depth: int, factory: TransformFactory) -> TransformFactory:
+    """Compose `depth` independent flows of one kind, which may be composed itself.
+
+    Autoregressive flows draw their own order at each step. Flows with couplings, after the first, act in a fixed random
     order, each on what the one before held fixed; the order is undone after each step, so that the whole
     still starts at the identity.
 
@@ -45,7 +70,7 @@ def iterated(depth: int, factory: TransformFactory) -> TransformFactory:
         parts: list[Transform] = []
         for step in range(depth):
             flow = factory(dim)
-            if step > 0 and isinstance(flow, _COUPLINGS):
+            if step > 0 and any(isinstance(part, _COUPLINGS) for part in parts_of(flow)):
                 order = _swap_halves(order)
                 parts += [Permutation(order), flow, Permutation(order.argsort())]
             else:
@@ -61,7 +86,18 @@ def _swap_halves(order: Tensor) -> Tensor:
     return torch.cat([second[torch.randperm(len(second))], first[torch.randperm(len(first))]])
 
 
-class Permutation(TransformModule):
+def parts_of(transform: Transform) -> Iterator[Transform]:
+    """List the flows that a flow is made of, itself if it is simple."""
+    if isinstance(transform, ComposeTransform):
+        for part in transform.parts:
+            yield from parts_of(part)
+    elif isinstance(transform, Inverse):
+        yield from parts_of(transform.transform)
+    else:
+        yield transform
+
+
+class Permutation(Stackable, TransformModule):
     r"""A fixed reordering, :math:`y_j = x_{\pi(j)}`, with the permutation in a buffer.
 
     Pyro's `Permute` holds it in a plain attribute, which neither a checkpoint nor a stack would see.

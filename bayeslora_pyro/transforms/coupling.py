@@ -5,17 +5,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, cast
 
 import pyro.distributions.transforms as pyro_transforms
-import torch
-from pyro.distributions.transforms.spline import ConditionalSpline, ConditionedSpline
-from torch import Tensor
 
-from .networks import StackableDenseNN, last_layer, zero_last_layer
+from .networks import StackableDenseNN, zero_last_layer
+from .splines import ElementwiseSpline, NetworkSpline, start_at_identity
+from .traits import Stackable
 
 __all__ = ["AffineCoupling", "SplineCoupling", "affine_coupling", "spline_coupling"]
 
@@ -78,13 +74,7 @@ def spline_coupling(
     sizes = [(dim - split) * count for count in (num_bins, num_bins, num_bins - 1, num_bins)]
     network = StackableDenseNN(split, hidden_dims, param_dims=sizes)
     flow = SplineCoupling(dim, split, network, num_bins=num_bins, bound=bound)
-    zero_last_layer(network)
-    unit_slope = math.log(math.expm1(1.0))  # softplus of it is 1
-    with torch.no_grad():
-        last_layer(network).bias[network.param_slices[2]] = unit_slope
-        for parameter in flow.lower_spline.parameters():
-            parameter.zero_()
-        flow.lower_spline.unnormalized_derivatives.fill_(unit_slope)
+    start_at_identity(network, network.param_slices)
     return flow
 
 
@@ -97,7 +87,7 @@ def _split(name: str, dim: int) -> int:
     return dim // 2
 
 
-class AffineCoupling(pyro_transforms.AffineCoupling):
+class AffineCoupling(Stackable, pyro_transforms.AffineCoupling):
     """Pyro's affine coupling over a network that takes stacked parameters.
 
     Args:
@@ -109,7 +99,7 @@ class AffineCoupling(pyro_transforms.AffineCoupling):
         super().__init__(split, network)
 
 
-class SplineCoupling(pyro_transforms.SplineCoupling):
+class SplineCoupling(Stackable, pyro_transforms.SplineCoupling):
     """Pyro's spline coupling, able to be the identity, over a network that takes stacked parameters.
 
     Args:
@@ -124,28 +114,5 @@ class SplineCoupling(pyro_transforms.SplineCoupling):
         self, dim: int, split: int, network: StackableDenseNN, *, num_bins: int, bound: float
     ) -> None:
         super().__init__(dim, split, network, num_bins, bound)
-        self.lower_spline = _Spline(split, num_bins, bound)
-        self.upper_spline = _ConditionalSpline(network, dim - split, num_bins, bound)
-
-
-class _UnitEnds:
-    """A spline of slope 1 at both ends. Pyro's 0.999 there leaves no way to the identity."""
-
-    def spline_op(self, x: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        parent = cast(ConditionedSpline, super())
-        return cast(tuple[Tensor, Tensor], parent.spline_op(x, min_derivative=0.0, **kwargs))
-
-
-class _Spline(_UnitEnds, pyro_transforms.Spline):
-    def _params(self) -> Any:
-        # In a stack the parameters are (L, dim, bins), the same for every row.
-        return tuple(p.unsqueeze(-3) if p is not None and p.dim() > 2 else p for p in super()._params())
-
-
-class _ConditionedSpline(_UnitEnds, ConditionedSpline):
-    pass
-
-
-class _ConditionalSpline(ConditionalSpline):
-    def condition(self, context: Tensor) -> ConditionedSpline:
-        return _ConditionedSpline(partial(self._params, context), bound=self.bound, order=self.order)
+        self.lower_spline = ElementwiseSpline(split, num_bins, bound)
+        self.upper_spline = NetworkSpline(network, dim - split, num_bins, bound)

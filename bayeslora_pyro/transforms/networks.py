@@ -14,7 +14,7 @@ from pyro.nn import AutoRegressiveNN, DenseNN
 from pyro.nn.auto_reg_nn import MaskedLinear
 from torch import Tensor, nn
 
-__all__ = ["StackableAutoRegressiveNN", "StackableDenseNN", "last_layer", "zero_last_layer"]
+__all__ = ["StackableAutoRegressiveNN", "StackableDenseNN", "last_layer", "linear", "zero_last_layer"]
 
 
 class StackableAutoRegressiveNN(AutoRegressiveNN):
@@ -66,14 +66,14 @@ def zero_last_layer(network: StackableAutoRegressiveNN | StackableDenseNN) -> No
 
 class _StackableLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
-        return _linear(input, self.weight, self.bias)
+        return linear(input, self.weight, self.bias)
 
 
 class _StackableMaskedLinear(MaskedLinear):
     def forward(self, _input: Tensor) -> Tensor:
-        return _linear(_input, self.weight * self.mask, self.bias)
+        return linear(_input, self.weight * self.mask, self.bias)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Apply one layer `(out, in)` to x `(..., in)`, or a stack `(L, out, in)` to x `(..., L, rows, in)`."""
     return torch.matmul(x, weight.mT) + bias.unsqueeze(-2)

@@ -9,10 +9,12 @@ import math
 
 import pyro.distributions.transforms as pyro_transforms
 import torch
-from pyro.distributions.transforms import Planar, Radial
 from torch import Tensor, nn
 
-__all__ = ["Sylvester", "planar", "radial", "sylvester"]
+from .reflections import normals_of, reflect
+from .traits import OneWay, Stackable, Vmappable
+
+__all__ = ["Planar", "Radial", "Sylvester", "planar", "radial", "sylvester"]
 
 
 def planar(dim: int) -> Planar:
@@ -97,7 +99,15 @@ def sylvester(dim: int, num_reflections: int | None = None) -> Sylvester:
     return flow
 
 
-class Sylvester(pyro_transforms.Sylvester):
+class Planar(OneWay, Vmappable, pyro_transforms.Planar):
+    """Pyro's planar flow."""
+
+
+class Radial(OneWay, Vmappable, pyro_transforms.Radial):
+    """Pyro's radial flow."""
+
+
+class Sylvester(OneWay, Stackable, pyro_transforms.Sylvester):
     r"""Sylvester flow with the log-det that goes with its map.
 
     .. math:: \log |\det J| = \sum_i \log(1 + \tanh'_i \, S_{ii} R_{ii})
@@ -106,17 +116,14 @@ class Sylvester(pyro_transforms.Sylvester):
     holds at Q = I alone.
     """
 
-    def Q(self, x: Tensor) -> Tensor:
-        """Return the orthogonal matrix, `(dim, dim)`, in the precision of x."""
-        Q = torch.eye(self.input_dim, dtype=x.dtype, device=x.device)
-        for u in self.u().unbind(0):
-            Q = Q - 2.0 * torch.outer(Q @ u, u)
-        return Q
+    triangular_mask: Tensor
 
     def _call(self, x: Tensor) -> Tensor:
-        Q: Tensor = self.Q(x)
-        R: Tensor = self.R()
-        S: Tensor = self.S()
-        ridges = torch.tanh(x @ Q @ S.mT + self.b)
-        self._cached_logDetJ = torch.log1p((1.0 - ridges.square()) * S.diagonal() * R.diagonal()).sum(-1)
-        return x + ridges @ R.mT @ Q.mT
+        normals = normals_of(self.u_unnormed)
+        R_diag, S_diag = self.R_diag.tanh(), self.S_diag.tanh()
+        R = self.R_dense * self.triangular_mask + R_diag.diag_embed()
+        S = self.S_dense * self.triangular_mask + S_diag.diag_embed()
+        ridges = torch.tanh(reflect(x, normals) @ S.mT + self.b.unsqueeze(-2))
+        slopes = (1.0 - ridges.square()) * (S_diag * R_diag).unsqueeze(-2)
+        self._cached_logDetJ = torch.log1p(slopes).sum(-1).reshape(x.shape[:-1])
+        return (x + reflect(ridges @ R.mT, normals[::-1])).reshape(x.shape)
