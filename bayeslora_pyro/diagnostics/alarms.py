@@ -150,6 +150,8 @@ def _khat(container: Container) -> Alarm | None:
     stats = datasets(container).get("sample_stats", xr.Dataset())
     if container.attrs.get("lp_data") != "fitted_to" or stats.sizes.get("draw", 0) < MIN_DRAWS:
         return None
+    if stats["log_guide"].isnull().any():  # no density
+        return None
     weight = float(container.attrs.get("kl_weight", 1))
     value = khat(container, kl_weight=weight)
     if not value > MOST_KHAT:

@@ -99,7 +99,12 @@ def _row(name: str, container: Container) -> Row:
         row["kl_weight"] = float(container.attrs["kl_weight"])
     stats = datasets(container).get("sample_stats", {})
     has_draws = "posterior" in datasets(container)  # a point has no weights to speak of
-    if has_draws and "lp" in stats and stats["lp"].sizes["draw"] >= MIN_DRAWS:
+    if (
+        has_draws
+        and "lp" in stats
+        and stats["lp"].sizes["draw"] >= MIN_DRAWS
+        and not bool(stats["log_guide"].isnull().any())
+    ):
         row["khat"] = khat(container, kl_weight=row.get("kl_weight", 1.0))
     if "extra_parameters" in container.attrs:
         row["extra_parameters"] = int(container.attrs["extra_parameters"])
