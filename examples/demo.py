@@ -32,7 +32,7 @@ from bayeslora_pyro import METHODS, FitConfig, FitResult, Posterior, report, to_
 from bayeslora_pyro.adapters import add_lora
 from bayeslora_pyro.checkpoints import replace_file
 from bayeslora_pyro.metrics import evaluate_log_probs, temperature_scale
-from bayeslora_pyro.tasks import Examples, load_base_model, load_task, make_loader, split
+from bayeslora_pyro.tasks import Examples, faster_dtype, load_base_model, load_task, make_loader, split
 
 SHIFTS = ("amazon", "tweets")
 METHODS_SHOWN = ("lora", "bayesian-lora-mf", "bayesian-lora")
@@ -46,19 +46,6 @@ def load_sets(seed: int, num_test: int) -> dict[str, Examples]:
     num_shift = num_test * 3 // 5
     shifts = {name: split(load_task(name), train=0, tuning=0, test=num_shift, seed=0).test for name in SHIFTS}
     return {"train": own.train, "tuning": own.tuning, "sentiment": own.test} | shifts
-
-
-def faster_dtype() -> torch.dtype:
-    """The faster of bfloat16 and float32 in products of the size that MiniLM has."""
-    times = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        left, right = torch.ones(512, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
-        left @ right
-        start = time.perf_counter()
-        for _ in range(10):
-            left @ right
-        times[dtype] = time.perf_counter() - start
-    return min(times, key=lambda dtype: times[dtype])
 
 
 def fit_method(

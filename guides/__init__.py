@@ -32,5 +32,6 @@ GUIDES: dict[str, type[Guide]] = {
     "mixture": MixtureGuide,
     "dropout": DropoutGuide,
     "flow": FlowGuide,
+    "dropout": DropoutGuide,
 }
 """The guides by name."""

@@ -14,7 +14,13 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from bayeslora_pyro.tasks import PACKAGED_MODELS, base_models, default_target_modules, load_base_model
+from bayeslora_pyro.tasks import (
+    PACKAGED_MODELS,
+    base_models,
+    default_target_modules,
+    faster_dtype,
+    load_base_model,
+)
 
 SIZES = {
     "hidden_size": 8,
@@ -180,3 +186,7 @@ def test_default_target_modules():
     assert default_target_modules("smollm2") == ["q_proj", "v_proj"]
     assert default_target_modules("some/other") is None
     assert all(row.about and row.task_types for row in PACKAGED_MODELS.values())
+
+
+def test_the_faster_dtype_is_one_of_two() -> None:
+    assert faster_dtype(repeats=1) in (torch.float32, torch.bfloat16)

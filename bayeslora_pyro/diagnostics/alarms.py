@@ -11,11 +11,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from bayeslora_pyro.diagnostics.arrays import MIN_DRAWS, Container, datasets
+from bayeslora_pyro.diagnostics.arrays import Container, datasets
 from bayeslora_pyro.diagnostics.collect import as_container
 from bayeslora_pyro.diagnostics.history import end_of_fit, rise_at_end
 from bayeslora_pyro.diagnostics.protocols import PosteriorLike
-from bayeslora_pyro.diagnostics.summary import khat
+from bayeslora_pyro.diagnostics.summary import has_khat, khat
 from bayeslora_pyro.types import Batch
 
 __all__ = ["ALARMS", "Alarm", "alarms"]
@@ -147,8 +147,7 @@ def _swamped(container: Container) -> Alarm | None:
 
 
 def _khat(container: Container) -> Alarm | None:
-    stats = datasets(container).get("sample_stats", xr.Dataset())
-    if container.attrs.get("lp_data") != "fitted_to" or stats.sizes.get("draw", 0) < MIN_DRAWS:
+    if container.attrs.get("lp_data") != "fitted_to" or not has_khat(container):
         return None
     if stats["log_guide"].isnull().any():  # no density
         return None

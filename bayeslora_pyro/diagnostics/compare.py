@@ -8,14 +8,14 @@ import numpy as np
 
 from bayeslora_pyro import metrics
 from bayeslora_pyro.diagnostics.alarms import alarms
-from bayeslora_pyro.diagnostics.arrays import MIN_DRAWS, Container, compare_loo, datasets, leave_one_out
+from bayeslora_pyro.diagnostics.arrays import Container, compare_loo, datasets, leave_one_out
 from bayeslora_pyro.diagnostics.collect import as_container
 from bayeslora_pyro.diagnostics.comparison import Comparison, Row
 from bayeslora_pyro.diagnostics.history import end_of_fit
 from bayeslora_pyro.diagnostics.information import pointwise, waic
 from bayeslora_pyro.diagnostics.protocols import PosteriorLike
 from bayeslora_pyro.diagnostics.scored import ScoredNumbers, ScoredSet, ScoredTexts, score
-from bayeslora_pyro.diagnostics.summary import khat
+from bayeslora_pyro.diagnostics.summary import has_khat, khat
 from bayeslora_pyro.types import Batch
 
 __all__ = ["compare"]
@@ -97,14 +97,7 @@ def _row(name: str, container: Container) -> Row:
             row[key] = end[key]
     if "kl_weight" in container.attrs:
         row["kl_weight"] = float(container.attrs["kl_weight"])
-    stats = datasets(container).get("sample_stats", {})
-    has_draws = "posterior" in datasets(container)  # a point has no weights to speak of
-    if (
-        has_draws
-        and "lp" in stats
-        and stats["lp"].sizes["draw"] >= MIN_DRAWS
-        and not bool(stats["log_guide"].isnull().any())
-    ):
+    if has_khat(container):
         row["khat"] = khat(container, kl_weight=row.get("kl_weight", 1.0))
     if "extra_parameters" in container.attrs:
         row["extra_parameters"] = int(container.attrs["extra_parameters"])

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 import xarray as xr
 
-from bayeslora_pyro.diagnostics.arrays import Container, arviz, datasets, pareto_khat
+from bayeslora_pyro.diagnostics.arrays import MIN_DRAWS, Container, arviz, datasets, pareto_khat
 
-__all__ = ["khat", "summary"]
+__all__ = ["has_khat", "khat", "summary"]
 
 
 def summary(container: Container) -> pd.DataFrame:
@@ -45,6 +45,18 @@ def summary(container: Container) -> pd.DataFrame:
         }
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table.astype({"elements": int}) if len(table) else table
+
+
+def has_khat(container: Container) -> bool:
+    """Tell whether a container has what :func:`khat` takes: a joint density, one of the guide, and enough draws."""
+    groups = datasets(container)
+    stats = groups.get("sample_stats", xr.Dataset())
+    return bool(
+        "posterior" in groups  # a point has no weights to speak of
+        and "lp" in stats
+        and stats.sizes["draw"] >= MIN_DRAWS
+        and not stats["log_guide"].isnull().any()
+    )
 
 
 def khat(container: Container, *, kl_weight: float = 1.0) -> float:

@@ -55,8 +55,8 @@ def variance_shares(
 
     The sources, each given those before it, where there are any: ``hyper`` (hyper-sites), ``inducing`` (the inducing
     matrices), ``weights`` (where no inducing matrix is above them), ``conditional`` (the weights given their inducing
-    matrix), and ``head`` (sites whose names begin so). The outputs are the logits of classes less their mean over classes, which alone count, or
-    predicted means of numbers.
+    matrix), and ``head`` (sites whose names begin so). The outputs are the logits of classes less their mean over
+    classes, which alone count, or predicted means of numbers.
 
     Args:
         posterior: A posterior with a Pyro model and a Pyro guide.

@@ -6,6 +6,7 @@ from .base_models import load_base_model as load_base_model
 from .catalogue import TASKS as TASKS
 from .catalogue import Task as Task
 from .catalogue import load_task as load_task
+from .dtypes import faster_dtype as faster_dtype
 from .encoding import Form as Form
 from .encoding import label_token_ids as label_token_ids
 from .examples import Examples as Examples
