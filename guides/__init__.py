@@ -30,7 +30,6 @@ GUIDES: dict[str, type[Guide]] = {
     "low_rank": LowRankGuide,
     "full_rank": FullRankGuide,
     "mixture": MixtureGuide,
-    "dropout": DropoutGuide,
     "flow": FlowGuide,
     "dropout": DropoutGuide,
 }

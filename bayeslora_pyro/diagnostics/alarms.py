@@ -149,8 +149,6 @@ def _swamped(container: Container) -> Alarm | None:
 def _khat(container: Container) -> Alarm | None:
     if container.attrs.get("lp_data") != "fitted_to" or not has_khat(container):
         return None
-    if stats["log_guide"].isnull().any():  # no density
-        return None
     weight = float(container.attrs.get("kl_weight", 1))
     value = khat(container, kl_weight=weight)
     if not value > MOST_KHAT:
