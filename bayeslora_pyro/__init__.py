@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bayeslora_pyro.config import FitConfig as FitConfig
-    from bayeslora_pyro.diagnostics import compare as compare
     from bayeslora_pyro.diagnostics import to_arviz as to_arviz
+    from bayeslora_pyro.diagnostics.compare import compare as compare
     from bayeslora_pyro.diagnostics.report import report as report
     from bayeslora_pyro.distributions import InducedNormal as InducedNormal
     from bayeslora_pyro.ensemble import Ensemble as Ensemble

@@ -149,7 +149,7 @@ def test_real_posteriors_and_a_point_among_them() -> None:
 
 
 def test_what_is_shown(tmp_path) -> None:
-    evil = "<b>mean field</b>"
+    evil = "<b>[bold]mean field[/bold]</b>"
     comparison = compare({evil: FakePosterior(), "flow": FakePosterior(guide_mean=0.2)}, items(40))
     path = comparison.to_html(tmp_path / "deep" / "compare.html")
     source = path.read_text(encoding="utf-8")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
 
 from bayeslora_pyro import metrics
 from bayeslora_pyro.diagnostics.alarms import alarms
@@ -71,21 +74,21 @@ def compare(
 
 def _check_items(containers: Mapping[str, Container]) -> None:
     first, *others = containers
+    expected = _items(containers[first])
     for name in others:
-        for group, variable in (("observed_data", "y"), ("sample_stats", "fitted_log_likelihood")):
-            pair = [datasets(containers[each]).get(group, {}).get(variable) for each in (first, name)]
-            if pair[0] is None and pair[1] is None:
-                continue
-            alike = pair[0] is not None and pair[1] is not None
-            if group == "observed_data":
-                alike = alike and np.array_equal(pair[0].values, pair[1].values)
-            else:
-                alike = alike and pair[0].sizes["fitted_item"] == pair[1].sizes["fitted_item"]
-            if not alike:
-                raise ValueError(
-                    f"posteriors[{name!r}] was given other items than posteriors[{first!r}]: pass the same batches, "
-                    "unshuffled, and the same fitted_to to each"
-                )
+        found = _items(containers[name])
+        if found[1] != expected[1] or not np.array_equal(found[0], expected[0]):
+            raise ValueError(
+                f"posteriors[{name!r}] was given other items than posteriors[{first!r}]: pass the same batches, "
+                "unshuffled, and the same fitted_to to each"
+            )
+
+
+def _items(container: Container) -> tuple[NDArray[Any], int]:
+    """The labels of the items, and the number of those of the fit; none where there are none."""
+    groups = datasets(container)
+    labels = groups["observed_data"]["y"].values if "observed_data" in groups else np.zeros(0)
+    return np.asarray(labels), groups.get("sample_stats", xr.Dataset()).sizes.get("fitted_item", 0)
 
 
 def _row(name: str, container: Container) -> Row:

@@ -13,6 +13,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bayeslora_pyro.diagnostics import page
 from bayeslora_pyro.diagnostics.figures_compare import draw_comparison
@@ -87,11 +88,11 @@ class Comparison:
         for key in self._columns():
             table.add_column(COLUMNS[key][0], justify="right", no_wrap=True)
         for row in self._cells():
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         yield table
-        yield from self._notes()
+        yield from map(Text, self._notes())
         for name, message in self._alarms():
-            yield f"{name}: {message}"
+            yield Text(f"{name}: {message}")
 
     def _repr_html_(self) -> str:
         return "\n".join(self._parts())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from bayeslora_pyro.diagnostics.arrays import MIN_DRAWS, Container, datasets
@@ -18,8 +19,8 @@ def pointwise(container: Container) -> NDArray[Any] | None:
     Nothing is returned where there is none, of fewer than 30 draws, or of a point, whose draws are all the same.
     """
     groups = datasets(container)
-    values = groups.get("log_likelihood", {}).get("y")
-    values = groups.get("sample_stats", {}).get("fitted_log_likelihood", values)
+    values = groups.get("log_likelihood", xr.Dataset()).get("y")
+    values = groups.get("sample_stats", xr.Dataset()).get("fitted_log_likelihood", values)
     if values is None:
         return None
     array = np.asarray(values.values, dtype=np.float64)

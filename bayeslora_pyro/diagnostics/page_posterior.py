@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from bayeslora_pyro.diagnostics.alarms import alarms
 from bayeslora_pyro.diagnostics.arrays import MIN_DRAWS, Container, datasets, pooled
@@ -90,7 +91,7 @@ def adapters(container: Container) -> Html | None:
 
 
 def _ranks(container: Container) -> list[Html]:
-    left = datasets(container).get("constant_data", {})
+    left = datasets(container).get("constant_data", xr.Dataset())
     if "mean_update_rank" not in left:
         return []
     ranks = np.asarray(left["mean_update_rank"].values)

@@ -79,12 +79,13 @@ def variance_shares(
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(key)
             trace = poutine.trace(poutine.condition(guide, data=dict(held))).get_trace()
-            weights = dict(trace.nodes["_RETURN"]["value"])
+            nodes: dict[str, Any] = dict(trace.nodes)
+            weights: dict[str, Tensor] = dict(nodes["_RETURN"]["value"])
             for stack in model.stacks:
                 if stack.name not in weights:
                     weights[stack.name] = model.prior_of(stack).sample_weights(stack)
             outputs = [_outputs(model, weights, batch) for batch in kept]
-        sites = {name: trace.nodes[name]["value"] for names in sources.values() for name in names}
+        sites = {name: nodes[name]["value"] for names in sources.values() for name in names}
         return sites, torch.cat(outputs)
 
     with evaluating(model.adapter.peft_model, model, guide):
