@@ -187,7 +187,7 @@ def make_recipe(
 
 def _changed(recipe: Recipe, method: str, prior: dict[str, Any], guide: dict[str, Any]) -> Recipe:
     """Builds the parts of a recipe again with other arguments."""
-    first, own = next(iter(_priors(recipe.model).items()))
+    first, own = next(iter(recipe.model.priors_by_key().items()))
     base = getattr(recipe.guide, "base", recipe.guide)
     known = base.config() | recipe.guide.config()
     flags = {key: f"--{name.replace('_', '-')}" for name, key in _GUIDE.items()}
@@ -199,7 +199,7 @@ def _changed(recipe: Recipe, method: str, prior: dict[str, Any], guide: dict[str
             raise CommandError(
                 f"{flag} does not fit --method {method}: leave it out, or choose another method"
             )
-    priors: Any = {roles: type(each)(**each.config()) for roles, each in _priors(recipe.model).items()}
+    priors: Any = {key: type(each)(**each.config()) for key, each in recipe.model.priors_by_key().items()}
     with blame(_named(prior, guide, flags)):
         model = BayesianLora(
             recipe.model.adapter.peft_model,
@@ -211,11 +211,6 @@ def _changed(recipe: Recipe, method: str, prior: dict[str, Any], guide: dict[str
         return replace(
             recipe, model=model, guide=type(recipe.guide)(model, **(recipe.guide.config() | guide))
         )
-
-
-def _priors(model: BayesianLora) -> dict[str, Any]:
-    """The priors by role, that of the factors A first."""
-    return dict(model.priors.items())
 
 
 def _named(prior: dict[str, Any], guide: dict[str, Any], flags: Mapping[str, str]) -> str:
