@@ -112,7 +112,12 @@ _MODEL = _group(
 
 _METHOD = _group(
     "method",
-    ("method", text(), "bayesian-lora, bayesian-lora-mf (mean field) or lora", "bayesian-lora"),
+    (
+        "method",
+        text(),
+        "bayesian-lora, bayesian-lora-mf (mean field), blob, lora or another",
+        "bayesian-lora",
+    ),
     ("transform", text(), "the flow, such as affine_autoregressive, planar or spline_coupling"),
     ("depth", whole(1), "how many flows in a row"),
     ("over", one_of("rows", "matrix"), "what the flow maps: each inducing row, or the whole matrix"),

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from bayeslora_pyro.methods import bayesian_lora, lora
+from bayeslora_pyro.methods import bayesian_lora, blob, lora, rank_space
 from bayeslora_pyro.methods import map as maximum_a_posteriori
 from bayeslora_pyro.methods.recipe import Recipe as Recipe
 
@@ -12,6 +12,8 @@ __all__ = ["METHODS", "Recipe"]
 METHODS: dict[str, Callable[..., Recipe]] = {
     "lora": lora.build,
     "map": maximum_a_posteriori.build,
+    "blob": blob.build,
+    "rank-space": rank_space.build,
     "bayesian-lora": bayesian_lora.build,
     "bayesian-lora-mf": partial(bayesian_lora.build, transform=None),
     "bayesian-lora-mn": partial(bayesian_lora.build, transform=None, family="matrix_normal"),
