@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bayeslora_pyro.guides import MatrixNormalGuide as MatrixNormalGuide
     from bayeslora_pyro.guides import MeanFieldGuide as MeanFieldGuide
     from bayeslora_pyro.guides import MixtureGuide as MixtureGuide
+    from bayeslora_pyro.guides import SquaredScaleGuide as SquaredScaleGuide
     from bayeslora_pyro.inference import FitResult as FitResult
     from bayeslora_pyro.inference import fit as fit
     from bayeslora_pyro.methods import METHODS as METHODS
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from bayeslora_pyro.models import MatrixNormalPrior as MatrixNormalPrior
     from bayeslora_pyro.models import NextToken as NextToken
     from bayeslora_pyro.models import PointPrior as PointPrior
+    from bayeslora_pyro.models import RankSpacePrior as RankSpacePrior
     from bayeslora_pyro.models import Regression as Regression
     from bayeslora_pyro.models import effective_ranks as effective_ranks
     from bayeslora_pyro.posterior import Posterior as Posterior
@@ -72,7 +74,9 @@ __all__ = [
     "NextToken",
     "PointPrior",
     "Posterior",
+    "RankSpacePrior",
     "Regression",
+    "SquaredScaleGuide",
     "StackedTransform",
     "compare",
     "effective_ranks",

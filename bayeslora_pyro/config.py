@@ -22,6 +22,7 @@ class FitConfig:
         schedule: How both step sizes go on: `"constant"`, or down to zero as `"linear"` or `"cosine"`.
         kl_weight: The weight of the divergences; 1 is the ELBO, anything else is called tempered.
         kl_warmup: The share of the steps over which the weight grows from zero.
+        kl_cycle: Over how many steps the weight doubles from each to the next, to start again; 0 for a constant one.
         draws_per_batch: How many draws share a batch, each serving a part of its items: at the cost of one draw, the
             noise of the weights averages out. Fewer where a batch cannot be shared evenly.
         num_particles: The number of such estimates per step, each with a pass over the whole batch.
@@ -42,6 +43,7 @@ class FitConfig:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     kl_weight: float = 0.05
     kl_warmup: float = 0.3
+    kl_cycle: int = 0
     draws_per_batch: int = 4
     num_particles: int = 1
     accumulate: int = 1
@@ -58,6 +60,7 @@ class FitConfig:
             "num_particles": 1,
             "accumulate": 1,
             "snapshots": 1,
+            "kl_cycle": 0,
             "checkpoint_every": 0,
         }.items():
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
@@ -100,9 +103,25 @@ class FitConfig:
         return replace(self, **changes)
 
     def kl_weight_at(self, step: int) -> float:
-        """The weight of the divergences at a step."""
+        r"""The weight of the divergences at a step.
+
+        Step :math:`i = 1, \dots, M` of a cycle of :math:`M` steps has the weight :math:`\beta M \pi_i`, whose mean over
+        the cycle is :math:`\beta`,
+
+        .. math:: \pi_i = 2^i / (2^{M+1} - 2), \qquad \textstyle\sum_i \pi_i = 1
+
+        References:
+            | Weight Uncertainty in Neural Networks (Blundell et al., 2015), Section 3.4, where they fall
+            | https://arxiv.org/abs/1505.05424
+            | BLoB (Wang et al., 2024), where they grow
+            | https://arxiv.org/abs/2406.11675
+        """
         warmup = self.kl_warmup * self.num_steps
-        return self.kl_weight * min(1.0, (step + 1) / warmup) if warmup > 0 else self.kl_weight
+        weight = self.kl_weight * min(1.0, (step + 1) / warmup) if warmup > 0 else self.kl_weight
+        if self.kl_cycle:  # all powers are taken relative to 2^(M + 1), which may be too large for a number
+            place = step % self.kl_cycle + 1
+            weight *= self.kl_cycle * 2.0 ** (place - self.kl_cycle - 1) / (1 - 2.0**-self.kl_cycle)
+        return weight
 
     @property
     def snapshot_steps(self) -> tuple[int, ...]:

@@ -195,7 +195,7 @@ class Posterior:
                     continue
                 latent = _mean_of(self.guide.get_posterior(stack))
                 conditional = prior.conditional(stack, latent, **self.guide.hyper_means(stack))
-                weights[stack.name] = latent if conditional is None else conditional.mean
+                weights[stack.name] = prior.lift(stack, latent) if conditional is None else conditional.mean
         return weights
 
     def draws(self, num_draws: int, folder: str | Path, seed: int = 0) -> list[Path]:

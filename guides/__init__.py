@@ -9,6 +9,7 @@ from bayeslora_pyro.guides.low_rank import LowRankGuide as LowRankGuide
 from bayeslora_pyro.guides.matrix_normal import MatrixNormalGuide as MatrixNormalGuide
 from bayeslora_pyro.guides.mean_field import MeanFieldGuide as MeanFieldGuide
 from bayeslora_pyro.guides.mixture import MixtureGuide as MixtureGuide
+from bayeslora_pyro.guides.squared_scale import SquaredScaleGuide as SquaredScaleGuide
 
 __all__ = [
     "GUIDES",
@@ -21,11 +22,13 @@ __all__ = [
     "MatrixNormalGuide",
     "MeanFieldGuide",
     "MixtureGuide",
+    "SquaredScaleGuide",
 ]
 
 GUIDES: dict[str, type[Guide]] = {
     "delta": DeltaGuide,
     "mean_field": MeanFieldGuide,
+    "squared_scale": SquaredScaleGuide,
     "matrix_normal": MatrixNormalGuide,
     "low_rank": LowRankGuide,
     "full_rank": FullRankGuide,

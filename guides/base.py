@@ -49,6 +49,9 @@ class GuidedPrior(Protocol):
     ) -> TorchDistribution | None:
         """The distribution of the weights given the latent site."""
 
+    def lift(self, stack: FactorStack, latent: Tensor) -> Tensor:
+        """The weights that the latent site determines."""
+
     def embed(self, stack: FactorStack, weights: Tensor, **hyper: Tensor) -> Tensor:
         """The latent value of given weights."""
 
@@ -218,8 +221,8 @@ class Guide(AbstractPyroModule):
         }
         name = prior.site(stack, str(prior.latent))
         latent: Tensor = pyro.sample(name, self.get_posterior(stack), infer=named_dims(prior.latent_dims))
-        if not hasattr(self._own(stack), "raw_noise_scale"):  # the latent site is the weights
-            return latent
+        if not hasattr(self._own(stack), "raw_noise_scale"):  # the latent site determines the weights
+            return prior.lift(stack, latent)
         conditional: Any = prior.conditional(stack, latent, self.noise_scale(stack), **hyper)
         weights: Tensor = pyro.sample(prior.site(stack, "W"), conditional, infer=named_dims(WEIGHT_DIMS))
         return weights

@@ -16,6 +16,7 @@ from bayeslora_pyro.models.lora import LIKELIHOODS as LIKELIHOODS
 from bayeslora_pyro.models.lora import PRIORS as PRIORS
 from bayeslora_pyro.models.lora import BayesianLora as BayesianLora
 from bayeslora_pyro.models.matrix_normal import MatrixNormalPrior as MatrixNormalPrior
+from bayeslora_pyro.models.rank_space import RankSpacePrior as RankSpacePrior
 from bayeslora_pyro.models.ranks import effective_rank as effective_rank
 from bayeslora_pyro.models.ranks import effective_ranks as effective_ranks
 from bayeslora_pyro.models.sparse import HorseshoePrior as HorseshoePrior
@@ -40,6 +41,7 @@ __all__ = [
     "NextToken",
     "PointPrior",
     "Prior",
+    "RankSpacePrior",
     "Regression",
     "WeightPrior",
     "effective_rank",

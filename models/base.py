@@ -21,8 +21,8 @@ class Prior(AbstractPyroModule):
     r"""The prior of the LoRA factors of a model.
 
     A prior is written as a Pyro model of one stack, :meth:`sample_weights`, which runs inside the plate of the stack.
-    What a guide approximates is its *latent* site, named :attr:`latent`: the weights themselves, or a smaller matrix
-    on which the weights depend by :meth:`conditional`.
+    What a guide approximates is its *latent* site, named :attr:`latent`: the weights themselves, a smaller matrix
+    on which the weights depend by :meth:`conditional`, or one that determines them by :meth:`lift`.
 
     Above the latent site there may be further ones: *hyper-sites*, some for each factor, inside the plate
     (:meth:`hyper_priors`), and *shared* sites, outside all plates (:meth:`shared_priors`). Guides approximate them
@@ -78,7 +78,7 @@ class Prior(AbstractPyroModule):
     def conditional(
         self, stack: FactorStack, latent: Tensor, noise_scale: Tensor | float = 1.0, **hyper: Tensor
     ) -> TorchDistribution | None:
-        """The distribution of the weights given the latent site, its noise scaled; None if they are the same.
+        """The distribution of the weights given the latent site, its noise scaled; None if it determines them.
 
         Args:
             stack: The stack.
@@ -87,6 +87,18 @@ class Prior(AbstractPyroModule):
             hyper: The values of the hyper-sites, by name; their medians where they are left out.
         """
         return None
+
+    def lift(self, stack: FactorStack, latent: Tensor) -> Tensor:
+        """The weights that the latent site determines, where there is no conditional: a linear map of it.
+
+        Args:
+            stack: The stack.
+            latent: The value of the latent site. Shape `(..., L, rows, cols)`.
+
+        Returns:
+            The weights, the latent site itself by default. Shape `(..., L, d_o, d_i)`.
+        """
+        return latent
 
     @abstractmethod
     def initial_latent(self, stack: FactorStack, generator: torch.Generator) -> Tensor | None:
@@ -145,6 +157,6 @@ class LatentPrior(Prior):
         )
         conditional = self.conditional(stack, latent, **hyper)
         if conditional is None:
-            return latent
+            return self.lift(stack, latent)
         weights: Tensor = pyro.sample(self.site(stack, "W"), conditional, infer=named_dims(WEIGHT_DIMS))
         return weights

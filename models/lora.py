@@ -20,6 +20,7 @@ from bayeslora_pyro.models.inducing import InducingPrior
 from bayeslora_pyro.models.likelihoods import Choice, Classification, Likelihood, NextToken, Regression
 from bayeslora_pyro.models.matrix_normal import MatrixNormalPrior
 from bayeslora_pyro.models.placement import Placement
+from bayeslora_pyro.models.rank_space import RankSpacePrior
 from bayeslora_pyro.models.sparse import HorseshoePrior, LaplacePrior
 from bayeslora_pyro.plates import draws_plate
 from bayeslora_pyro.types import Batch, FactorStack, Weights
@@ -34,6 +35,7 @@ PRIORS: dict[str, type[Prior]] = {
     "ard": ArdPrior,
     "laplace": LaplacePrior,
     "horseshoe": HorseshoePrior,
+    "rank_space": RankSpacePrior,
     "point": PointPrior,
 }
 """The priors by name."""

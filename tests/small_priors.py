@@ -9,6 +9,7 @@ from bayeslora_pyro.models import (
     LaplacePrior,
     MatrixNormalPrior,
     PointPrior,
+    RankSpacePrior,
 )
 
 SMALL = {
@@ -19,6 +20,7 @@ SMALL = {
     "ard": ArdPrior,
     "laplace": LaplacePrior,
     "horseshoe": HorseshoePrior,
+    "rank_space": RankSpacePrior,
     "point": PointPrior,
 }
 

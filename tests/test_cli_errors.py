@@ -62,7 +62,7 @@ MISTAKES = {
         "fit --model {bert} --task sentimnt",
         ["--task", "'sentimnt'", "did you mean 'sentiment'"],
     ),
-    "unknown method": (f"{FIT} --method blob", ["--method blob", "bayesian-lora-mf"]),
+    "unknown method": (f"{FIT} --method glow", ["--method glow", "bayesian-lora-mf"]),
     "unknown transform": (f"{FIT} --transform planer", ["--transform planer", "planar"]),
     "transform without flow": (
         f"{FIT} --method bayesian-lora-mf --transform planar",

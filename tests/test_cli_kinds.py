@@ -32,17 +32,35 @@ def test_own_files_are_read(name: str, bert: Path, tmp_path: Path, monkeypatch) 
     assert bayeslora("evaluate", run, "--num-draws", 1) == 0
 
 
-@pytest.mark.parametrize("method", ["lora", "bayesian-lora-mf"])
+OTHER_METHODS = {
+    "lora": ("maximum likelihood", 1),
+    "bayesian-lora-mf": ("not tempered (KL weight 1)", 8),
+    "blob": ("not tempered (KL weight 1)", 10),
+}
+"""What the output says, and the number of draws."""
+
+
+@pytest.mark.parametrize("method", OTHER_METHODS)
 def test_other_methods(method: str, fitted: Path, bert: Path, tmp_path: Path, capsys) -> None:
+    words, num_draws = OTHER_METHODS[method]
     folder, steps = tmp_path / "run", ["--num-steps", 2, "--r", 2]
     arguments = ["--model", bert, "--data", fitted / "reviews.csv", *MOODS, *steps, "--method", method]
     assert bayeslora("fit", *arguments, "--output", folder, "--kl-weight", 1) == 0
     assert bayeslora("evaluate", folder, "--json", tmp_path / "m.json") == 0
     output = " ".join(capsys.readouterr().out.split())
-    words = {"lora": "maximum likelihood", "bayesian-lora-mf": "not tempered (KL weight 1)"}
-    assert output.count(words[method]) == 2
+    assert output.count(words) == 2
     assert ("0 more than LoRA" in output) == (method == "lora")
-    assert f"{1 if method == 'lora' else 8} draw" in output
+    assert f"{num_draws} draw" in output
+
+
+def test_settings_reach_the_random_one_of_two_priors(fitted: Path, bert: Path, tmp_path: Path) -> None:
+    flags = ["--method", "blob", "--prior.scale", "0.3", "--guide.scale", "0.01", "--num-steps", "1"]
+    arguments = ["--model", bert, "--data", fitted / "reviews.csv", *MOODS, "--r", 2, *flags]
+    assert bayeslora("fit", *arguments, "--output", tmp_path / "run") == 0
+    posterior = load_run(tmp_path / "run", bert)
+    assert posterior.model.priors["A"].config() == {"scale": 0.3, "width_scaled": False}
+    assert posterior.model.priors["B"].latent is None
+    assert posterior.guide.config()["scale"] == 0.01
 
 
 def test_settings_reach_the_parts(fitted: Path, bert: Path, tmp_path: Path) -> None:

@@ -67,11 +67,13 @@ class TestEveryPrior:
         (prior,) = model.priors.values()
         wanted = {prior.shared_site(site) for site in prior.shared_priors()}
         for stack in model.stacks:
-            own = {*prior.hyper_priors(stack), prior.latent, "W"} if prior.latent else set()
+            own = {*prior.hyper_priors(stack), prior.latent} if prior.latent else set()
+            if own and prior.conditional(stack, prior.initial_latent(stack, torch.Generator())) is not None:
+                own.add("W")
             wanted |= {prior.site(stack, site) for site in own}
         trace = poutine.trace(model.sample_weights).get_trace()
         assert {site for site in trace.stochastic_nodes if "." in site} == wanted
-        assert {site.rpartition(".")[2] for site in wanted} - {"V", "U", "W"} <= prior.dims.keys()
+        assert {site.rpartition(".")[2] for site in wanted} - {"V", "U", "W", "s"} <= prior.dims.keys()
 
     @pytest.mark.parametrize("name", PRIORS)
     def test_one_object_serves_several_models(self, name):

@@ -187,7 +187,9 @@ def make_recipe(
 
 def _changed(recipe: Recipe, method: str, prior: dict[str, Any], guide: dict[str, Any]) -> Recipe:
     """Builds the parts of a recipe again with other arguments."""
-    first, own = next(iter(recipe.model.priors_by_key().items()))
+    priors: Any = {key: type(each)(**each.config()) for key, each in recipe.model.priors_by_key().items()}
+    key = next((key for key, each in priors.items() if each.latent is not None), next(iter(priors)))
+    own: Any = priors[key]
     base = getattr(recipe.guide, "base", recipe.guide)
     known = base.config() | recipe.guide.config()
     flags = {key: f"--{name.replace('_', '-')}" for name, key in _GUIDE.items()}
@@ -199,11 +201,10 @@ def _changed(recipe: Recipe, method: str, prior: dict[str, Any], guide: dict[str
             raise CommandError(
                 f"{flag} does not fit --method {method}: leave it out, or choose another method"
             )
-    priors: Any = {key: type(each)(**each.config()) for key, each in recipe.model.priors_by_key().items()}
     with blame(_named(prior, guide, flags)):
         model = BayesianLora(
             recipe.model.adapter.peft_model,
-            priors | {first: type(own)(**(own.config() | prior))},
+            priors | {key: type(own)(**(own.config() | prior))},
             recipe.model.likelihood,
             recipe.model.num_data,
             seed=recipe.model.seed,

@@ -115,8 +115,9 @@ _METHOD = _group(
     (
         "method",
         text(),
-        "bayesian-lora, bayesian-lora-mf (mean field), bayesian-lora-mn (matrix normal), map, lora, ensemble (of LoRA "
-        "fits), checkpoint-ensemble (of points of one fit), mc-dropout or tfb (noise for a trained LoRA)",
+        "bayesian-lora, bayesian-lora-mf (mean field), bayesian-lora-mn (matrix normal), map, blob, rank-space, lora, "
+        "ensemble (of LoRA fits), checkpoint-ensemble (of points of one fit), mc-dropout or tfb (noise for a "
+        "trained LoRA)",
         "bayesian-lora",
     ),
     ("num_chains", whole(1), "how many independent fits predict together (default: the method's own)"),

@@ -3,7 +3,16 @@
 from collections.abc import Callable
 from functools import partial
 
-from bayeslora_pyro.methods import bayesian_lora, checkpoint_ensemble, ensemble, lora, mc_dropout, tfb
+from bayeslora_pyro.methods import (
+    bayesian_lora,
+    blob,
+    checkpoint_ensemble,
+    ensemble,
+    lora,
+    mc_dropout,
+    rank_space,
+    tfb,
+)
 from bayeslora_pyro.methods import map as maximum_a_posteriori
 from bayeslora_pyro.methods.recipe import Recipe as Recipe
 
@@ -16,6 +25,8 @@ METHODS: dict[str, Callable[..., Recipe]] = {
     "checkpoint-ensemble": checkpoint_ensemble.build,
     "mc-dropout": mc_dropout.build,
     "tfb": tfb.build,
+    "blob": blob.build,
+    "rank-space": rank_space.build,
     "bayesian-lora": bayesian_lora.build,
     "bayesian-lora-mf": partial(bayesian_lora.build, transform=None),
     "bayesian-lora-mn": partial(bayesian_lora.build, transform=None, family="matrix_normal"),
