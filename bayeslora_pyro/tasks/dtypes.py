@@ -24,9 +24,9 @@ def faster_dtype(repeats: int = 10) -> torch.dtype:
     times = {}
     for dtype in (torch.float32, torch.bfloat16):
         left, right = torch.ones(rows, inner, dtype=dtype), torch.ones(inner, cols, dtype=dtype)
-        left @ right
+        torch.mm(left, right)
         start = time.perf_counter()
         for _ in range(repeats):
-            left @ right
+            torch.mm(left, right)
         times[dtype] = time.perf_counter() - start
     return min(times, key=lambda dtype: times[dtype])
