@@ -23,7 +23,7 @@ from bayeslora_pyro.progress import progress_bar
 from bayeslora_pyro.transforms import StackedTransform
 from bayeslora_pyro.types import Batch
 
-__all__ = ["Row", "Run"]
+__all__ = ["Row", "Run", "group_parameters"]
 
 Row = dict[str, float]
 """One step of the history: the ELBO and its parts in nats per item, and the KL weight."""
@@ -57,7 +57,7 @@ class Run:
         groups: list[dict[str, Any]] = [
             {"params": parameters, "lr": rate, "initial_lr": rate}
             for parameters, rate in zip(
-                _group_parameters(model, guide),
+                group_parameters(model, guide),
                 (config.learning_rate, config.flow_learning_rate, config.head_learning_rate),
                 strict=True,
             )
@@ -222,7 +222,7 @@ def _numbered(tensors: Mapping[str, Tensor], prefix: str) -> dict[int, dict[str,
     return collected
 
 
-def _group_parameters(model: BayesianLora, guide: Guide) -> tuple[list[nn.Parameter], ...]:
+def group_parameters(model: BayesianLora, guide: Guide) -> tuple[list[nn.Parameter], ...]:
     """The parameters of prior, likelihood and base distributions; of the flows; and of the head."""
     flows = [p for part in guide.modules() if isinstance(part, StackedTransform) for p in part.parameters()]
     head = list(model.head.parameters())

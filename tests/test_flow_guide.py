@@ -12,6 +12,7 @@ from bayeslora_pyro.isolation import private_pyro
 from bayeslora_pyro.models import BayesianLora, GaussianPrior, InducingPrior
 from bayeslora_pyro.parts import build_guide, describe_guide
 from bayeslora_pyro.posterior import Posterior
+from bayeslora_pyro.runs import group_parameters
 from bayeslora_pyro.transforms import TRANSFORMS, ConditionedTransform, MatrixTransform, StackedTransform
 
 from .flows import ELSEWHERE
@@ -119,11 +120,9 @@ def test_places_are_where_they_say():
 @pytest.mark.parametrize("options", PLACES.values(), ids=PLACES)
 def test_flow_parameters_are_those_of_the_flows(options):
     # fit gives them a step size of their own
-    from bayeslora_pyro.inference import _group_parameters
-
     model = model_of()
     guide = FlowGuide(model, **options)
-    _, flows, _ = _group_parameters(model, guide)
+    _, flows, _ = group_parameters(model, guide)
     names = {name for name, parameter in guide.named_parameters() if any(parameter is flow for flow in flows)}
     assert names == {name for name, _ in guide.named_parameters() if name.startswith("flow_")}
     assert len(flows) == len(names)
