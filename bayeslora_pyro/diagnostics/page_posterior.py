@@ -51,7 +51,8 @@ def training(container: Container) -> Html | None:
     if history is None or "step" not in history.sizes:
         return None
     parts = {}
-    for name, title in PARTS.items():
+    others = sorted(str(name) for name in history if str(name).startswith("kl_") and name not in PARTS)
+    for name, title in (PARTS | {name: f"KL of {name.removeprefix('kl_')}" for name in others}).items():
         values = history[name].transpose("chain", "step").values if name in history else np.array([])
         if np.isfinite(values).any() and not (name == "kl_weight" and (values == 1).all()):
             parts[title] = (_scale(name, values), values)
