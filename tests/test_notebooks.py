@@ -28,6 +28,7 @@ LARGEST = 60_000
 FRESH = """
 %reset -f
 import warnings
+warnings.filterwarnings("ignore", "IProgress")  # tqdm would like ipywidgets
 import pyro, torch
 warnings.resetwarnings()
 warnings.simplefilter("error")
@@ -44,6 +45,14 @@ def read(name: str) -> nbformat.NotebookNode:
 
 def outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def run(notebook: nbformat.NotebookNode, kernel: KernelManager) -> None:
+    client = NotebookClient(notebook, km=kernel, timeout=300)
+    try:
+        client.execute()
+    finally:
+        client.kc.stop_channels()
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +103,7 @@ def test_its_pictures_are_small_and_its_links_lead_somewhere(name):
 def test_it_runs(name, kernel):
     notebook = read(name)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(FRESH))
-    NotebookClient(notebook, km=kernel, timeout=300).execute()
+    run(notebook, kernel)
     assert_clean(notebook)
 
 
@@ -112,4 +121,4 @@ def test_a_fault_would_be_caught(fault, kernel):
     cells = [nbformat.v4.new_code_cell(source) for source in (FRESH, fault)]
     notebook = nbformat.v4.new_notebook(cells=cells)
     with pytest.raises(CellExecutionError, match=r"ValueError|UserWarning"):
-        NotebookClient(notebook, km=kernel, timeout=300).execute()
+        run(notebook, kernel)
