@@ -52,7 +52,8 @@ def run(notebook: nbformat.NotebookNode, kernel: KernelManager) -> None:
     try:
         client.execute()
     finally:
-        client.kc.stop_channels()
+        if client.kc is not None:  # a cell that fails ends the kernel, and the next notebook starts another
+            client.kc.stop_channels()
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,8 @@ def kernel() -> Iterator[KernelManager]:
         environment.chdir(EXAMPLES)
         manager = KernelManager(kernel_name="python3")
         manager.start_kernel()
-    yield manager
-    manager.shutdown_kernel(now=True)
+        yield manager
+        manager.shutdown_kernel(now=True)
 
 
 def test_the_table_names_them_all():
