@@ -191,12 +191,12 @@ class Posterior:
             for stack in self.stacks:
                 prior = self.model.prior_of(stack)
                 if prior.latent is None:
-                    weights[stack.name] = prior.sample_weights(stack).clone()
+                    weights[stack.name] = prior.sample_weights(stack)
                     continue
                 latent = _mean_of(self.guide.get_posterior(stack))
                 conditional = prior.conditional(stack, latent, **self.guide.hyper_means(stack))
                 weights[stack.name] = prior.lift(stack, latent) if conditional is None else conditional.mean
-        return weights
+        return {name: weight.detach().clone() for name, weight in weights.items()}
 
     def draws(self, num_draws: int, folder: str | Path, seed: int = 0) -> list[Path]:
         """Writes draws as ordinary PEFT folders, which any multi-LoRA server can load; all of them or none.

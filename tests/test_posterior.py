@@ -300,3 +300,14 @@ def test_budget_counts_the_logits_of_a_vocabulary() -> None:
     assert draws_per_pass(decoder, batch, 0) == 1
     image = {"labels": torch.zeros(2), "pixel_values": torch.zeros(2, 3, 32, 32)}
     assert draws_per_pass(nn.Linear(2, 2), image, 2**30) >= 1
+
+
+@pytest.mark.parametrize("prior", ["gaussian", "inducing", "point"])
+def test_the_mean_is_no_live_parameter(prior):
+    model = BayesianLora(tiny_bert(), prior)
+    posterior = Posterior(model, MeanFieldGuide(model))
+    mean = posterior.mean_adapter()
+    assert not any(weight.requires_grad for weight in mean.values())
+    for weight in mean.values():
+        weight.zero_()
+    assert all(weight.any() for weight in posterior.mean_adapter().values())

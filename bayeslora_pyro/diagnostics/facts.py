@@ -135,6 +135,9 @@ def _mean_update(posterior: Any) -> dict[str, NDArray[Any]]:
     adapter = posterior.model.adapter
     modules = dict.fromkeys(module for stack in posterior.stacks for module in stack.adapters)
     frozen = [adapter.frozen_weight(module) for module in modules]
-    sizes = np.array([np.nan if weight is None else float(weight.detach().norm()) for weight in frozen])
+    norms = [None if weight is None else float(weight.detach().norm()) for weight in frozen]
+    sizes = np.array(
+        [norm or np.nan for norm in norms]
+    )  # nothing to compare with where it is quantised, or zero
     scalings = np.array([adapter.scaling(module) for module in modules])
     return figures | {"mean_update_change": figures["mean_update_norm"] * scalings / sizes}
