@@ -40,9 +40,9 @@ class LinearOperator:
     def __call__(self, inputs: Tensor) -> Tensor:
         """Maps activations `(S * items, ..., in)` to `(S * items, ..., out)`."""
         inputs = inputs.to(self.weight.dtype)
-        if self.weight.dim() == 2:
-            return nn.functional.linear(inputs, self.weight)
-        num_tiles = self.weight.shape[0]
+        num_tiles = self.weight.shape[0] if self.weight.dim() == 3 else 1
+        if num_tiles == 1:  # as PEFT does it; a batched product of one would run on one thread
+            return nn.functional.linear(inputs, self.weight.reshape(self.weight.shape[-2:]))
         outputs = torch.bmm(inputs.reshape(num_tiles, -1, inputs.shape[-1]), self.weight.mT)
         return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
 
