@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-__all__ = ["ElboParts", "PartsELBO"]
+__all__ = ["ElboParts", "PartsELBO", "divergence"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class PartsELBO(TraceMeanField_ELBO):
             if site["is_observed"]:
                 log_likelihood[name] = _total(site, site["fn"].log_prob(site["value"]))
             else:
-                kl[name] = _total(site, _divergence(guide_sites[name], site))
+                kl[name] = _total(site, divergence(guide_sites[name], site)[0])
         return ElboParts(log_likelihood, kl)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -123,11 +124,14 @@ def _total(site: dict[str, Any], value: Tensor) -> Tensor:
     return scale_and_mask(value, site["scale"], site["mask"]).sum()
 
 
-def _divergence(guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
-    """The closed form where there is one, else its estimate from the draw at hand."""
+def divergence(guide_site: Mapping[str, Any], model_site: Mapping[str, Any]) -> tuple[Tensor, bool]:
+    """The divergence of a latent site: the closed form where there is one, else its estimate from the draw at hand.
+
+    Returns:
+        The divergence, of the batch shape of the site, and whether it is the closed form.
+    """
     q, p, value = guide_site["fn"], model_site["fn"], guide_site["value"]
     try:
-        return kl_divergence(q, p)
+        return kl_divergence(q, p), True
     except NotImplementedError:
-        log_ratio: Tensor = q.log_prob(value) - p.log_prob(value)
-        return log_ratio
+        return q.log_prob(value) - p.log_prob(value), False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from bayeslora_pyro.checkpoints import load_modules
 from bayeslora_pyro.config import FitConfig
 from bayeslora_pyro.ensemble import Ensemble
 from bayeslora_pyro.guides import Guide
-from bayeslora_pyro.isolation import local_rng, private_pyro
+from bayeslora_pyro.isolation import local_rng, private_pyro, training_modes
 from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.runs import Row, Run
@@ -109,7 +108,10 @@ def _fit_chain(
 ) -> Posterior:
     model, settings = run.model, run.config
     run.find_checkpoint(resume)
-    with private_pyro(), local_rng(settings.seed), _mode(model.adapter.peft_model, train=settings.dropout):
+    modes = training_modes(
+        model.adapter.peft_model, mode=lambda part: settings.dropout or _checkpoints_gradients(part)
+    )
+    with private_pyro(), local_rng(settings.seed), modes:
         run.go(loader, progress, callbacks)
     metadata = {"num_data": model.num_data, "kl_weight": settings.kl_weight, "fit": asdict(settings)}
     return Posterior(model, run.guide, history=run.history, metadata=metadata)
@@ -122,19 +124,6 @@ def _snapshots(run: Run, end: Posterior) -> Iterator[Posterior]:
         guide = run.guide.fresh(model, run.guide.seed)
         load_modules(state, Path(f"the snapshot after step {step}"), model=model, guide=guide)
         yield Posterior(model, guide, history=run.history[:step], metadata=end.metadata | {"snapshot": step})
-
-
-@contextmanager
-def _mode(module: nn.Module, *, train: bool) -> Iterator[None]:
-    """Puts a module into train or eval mode, and each part back into its own afterwards."""
-    before = {part: part.training for part in module.modules()}
-    try:
-        for part in before:
-            part.training = train or _checkpoints_gradients(part)
-        yield
-    finally:
-        for part, training in before.items():
-            part.training = training
 
 
 def _checkpoints_gradients(part: nn.Module) -> bool:

@@ -1,15 +1,16 @@
-"""What torch and Pyro keep globally, lent for the time of a context and then given back."""
+"""What torch, Pyro and modules keep as a state, lent for the time of a context and then given back."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pyro
 import torch
+from torch import nn
 
-__all__ = ["derive_seed", "local_rng", "private_pyro"]
+__all__ = ["derive_seed", "evaluating", "local_rng", "private_pyro", "training_modes"]
 
 
 def derive_seed(*key: int | str) -> int:
@@ -34,4 +35,24 @@ def private_pyro() -> Iterator[None]:
     """Runs Pyro with an empty store of parameters, which no other code sees, and without validation."""
     store = pyro.get_param_store()  # noqa: TID251
     with store.scope(), pyro.validation_enabled(False):
+        yield
+
+
+@contextmanager
+def training_modes(*modules: nn.Module, mode: Callable[[nn.Module], bool]) -> Iterator[None]:
+    """Puts each part of some modules into train mode (True) or eval mode, and back into its own afterwards."""
+    before = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for part, _ in before:
+            part.training = mode(part)
+        yield
+    finally:
+        for part, training in before:
+            part.training = training
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Neither gradients, nor dropout, nor a trace in Pyro's store of parameters."""
+    with training_modes(*modules, mode=lambda _: False), torch.no_grad(), private_pyro():
         yield

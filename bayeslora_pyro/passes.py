@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.tiling import draws_per_pass
-from bayeslora_pyro.types import Batch, Weights
+from bayeslora_pyro.types import Batch, Weights, to_device
 
 __all__ = ["Reader", "each_batch", "join", "numbers"]
 
@@ -41,7 +41,7 @@ def each_batch(
     num_draws = next(iter(weights.values())).shape[0]
     pairs = []
     for batch in batches:
-        on_device = _to(batch, model.adapter.device)
+        on_device = to_device(batch, model.adapter.device)
         kept = model.likelihood.model_arguments(on_device).get("logits_to_keep")
         size = draws_per_pass(model.adapter.peft_model, on_device, memory_budget, num_logits=kept)
         chunks = (
@@ -78,7 +78,3 @@ def _predictive(model: BayesianLora, weights: Weights, batch: Batch) -> dist.Tor
     distribution = model.likelihood.distribution(model.run_with(weights, batch), batch)
     draws = next(iter(weights.values())).shape[0]
     return distribution.expand((draws, model.likelihood.num_items(batch)))
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}

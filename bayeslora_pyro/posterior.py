@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bayeslora_pyro import folders
 from bayeslora_pyro.guides import Guide
-from bayeslora_pyro.isolation import local_rng, private_pyro
+from bayeslora_pyro.isolation import evaluating, local_rng
 from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.passes import Reader, each_batch, join, numbers
 from bayeslora_pyro.prediction import Prediction, RegressionPrediction
@@ -59,7 +59,7 @@ class Posterior:
     @property
     def site_dims(self) -> dict[str, tuple[str, ...]]:
         """The names of the dimensions of each latent site, such as `("adapter", "inducing_row", "inducing_col")`."""
-        with _evaluating(self.model, self.guide):
+        with self._evaluating():
             sites = self._trace(0, 0).nodes
         return {name: _site_dims(site) for name, site in sites.items() if _is_named(site)}
 
@@ -70,12 +70,12 @@ class Posterior:
 
     def sample(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Draws the latent sites. Shapes `(draw, L, …)`, by site name."""
-        with _evaluating(self.model, self.guide):
+        with self._evaluating():
             return _stack_values(self._trace(seed, draw) for draw in range(_count(num_draws)))
 
     def sample_prior(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Draws the latent sites from the prior. Shapes `(draw, L, …)`, by site name."""
-        with _evaluating(self.model, self.guide):
+        with self._evaluating():
             return _stack_values(self._prior_trace(seed, draw) for draw in range(_count(num_draws)))
 
     def weights(self, num_draws: int, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
@@ -86,7 +86,7 @@ class Posterior:
             seed: The seed.
             first: The index of the first draw.
         """
-        with _evaluating(self.model, self.guide):
+        with self._evaluating():
             draws = [self._weights_of(seed, draw) for draw in range(first, first + _count(num_draws))]
         return _stack_weights(draws)
 
@@ -96,7 +96,7 @@ class Posterior:
         That under the guide is nan where the guide has none, but points.
         """
         rows = []
-        with _evaluating(self.model, self.guide):
+        with self._evaluating():
             for draw in range(_count(num_draws)):
                 guide_trace = self._trace(seed, draw)
                 prior_trace = poutine.trace(
@@ -137,7 +137,7 @@ class Posterior:
         memory_budget: int | None = None,
     ) -> Prediction | RegressionPrediction:
         """Predicts each item of some batches with the draws of :meth:`sample_prior`; see :meth:`predict`."""
-        with _evaluating(self.model, self.guide):
+        with self._evaluating():
             draws = [self._prior_weights_of(seed, draw) for draw in range(_count(num_draws))]
         return self._predict(batches, _stack_weights(draws), seed, memory_budget)
 
@@ -176,7 +176,7 @@ class Posterior:
     def _each_batch(
         self, batches: Iterable[Batch], weights: Weights, seed: int, memory_budget: int | None, read: Reader
     ) -> list[tuple[Batch, tuple[Tensor, ...]]]:
-        with _evaluating(self.model, self.guide), local_rng(seed, "batches"):
+        with self._evaluating(), local_rng(seed, "batches"):
             return each_batch(self.model, batches, weights, memory_budget, read)
 
     def mean_adapter(self) -> dict[str, Tensor]:
@@ -187,7 +187,7 @@ class Posterior:
         of the update.
         """
         weights = {}
-        with _evaluating(self.model, self.guide), local_rng("mean"):
+        with self._evaluating(), local_rng("mean"):
             for stack in self.stacks:
                 prior = self.model.prior_of(stack)
                 if prior.latent is None:
@@ -236,6 +236,9 @@ class Posterior:
         """
         model, guide, record = folders.load(Path(folder), base_model, **parts)
         return cls(model, guide, history=record["history"], metadata=record["metadata"])
+
+    def _evaluating(self) -> AbstractContextManager[None]:
+        return evaluating(self.model.adapter.peft_model, self.model, self.guide)
 
     def _trace(self, seed: int, draw: int) -> poutine.Trace:
         with local_rng(seed, "draw", draw):
@@ -291,18 +294,3 @@ def _mean_of(distribution: dist.TorchDistribution) -> Tensor:
     except NotImplementedError:
         mean = distribution.sample((MEAN_DRAWS,)).mean(0)
     return mean
-
-
-@contextmanager
-def _evaluating(model: BayesianLora, guide: Guide) -> Iterator[None]:
-    """Neither gradients, nor dropout, nor a trace in Pyro's store of parameters."""
-    parts = [part for whole in (model.adapter.peft_model, model, guide) for part in whole.modules()]
-    before = [(part, part.training) for part in parts]
-    try:
-        for part in parts:
-            part.training = False
-        with torch.no_grad(), private_pyro():
-            yield
-    finally:
-        for part, training in before:
-            part.training = training

@@ -21,7 +21,7 @@ from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.parts import describe_guide, describe_model
 from bayeslora_pyro.progress import progress_bar
 from bayeslora_pyro.transforms import StackedTransform
-from bayeslora_pyro.types import Batch
+from bayeslora_pyro.types import Batch, to_device
 
 __all__ = ["Row", "Run", "group_parameters"]
 
@@ -51,9 +51,7 @@ class Run:
         self.model, self.guide, self.config, self.checkpoint = model, guide, config, checkpoint
         self.elbo = PartsELBO()  # type: ignore[no-untyped-call]
         self.history: list[Row] = []
-        self.snapshots: dict[
-            int, dict[str, Tensor]
-        ] = {}  # the state after so many steps, the last one left out
+        self.snapshots: dict[int, dict[str, Tensor]] = {}  # by the number of steps done, without the end
         groups: list[dict[str, Any]] = [
             {"params": parameters, "lr": rate, "initial_lr": rate}
             for parameters, rate in zip(
@@ -100,7 +98,7 @@ class Run:
         rows = []
         for batch, size in zip(batches, sizes, strict=True):
             share = size / sum(sizes) / config.num_particles
-            on_device = _to(batch, self.model.adapter.device)
+            on_device = to_device(batch, self.model.adapter.device)
             num_draws = self.model.likelihood.most_draws(on_device, config.draws_per_batch)
             for _ in range(config.num_particles):
                 parts = self._estimate(on_device, num_draws)
@@ -237,7 +235,3 @@ def _check_finite(loss: Tensor, parts: ElboParts, step: int) -> None:
             f"Step {step}: the loss is {loss.item()}; the first site that is not finite is {parts.first_broken()!r}. "
             f"{CURE}"
         )
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}

@@ -18,6 +18,7 @@ __all__ = [
     "Weights",
     "main_input",
     "named_dims",
+    "to_device",
 ]
 
 WEIGHT_DIMS = ("out_feature", "in_feature")
@@ -79,3 +80,8 @@ def main_input(batch: Batch) -> torch.Tensor:
             "a collator yields, such as input_ids or pixel_values."
         )
     return found
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Moves the tensors of a batch."""
+    return {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in batch.items()}

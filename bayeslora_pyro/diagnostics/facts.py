@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyro.poutine as poutine
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.distributions import kl_divergence
+from torch import Tensor
 
 from bayeslora_pyro.diagnostics.observations import as_float64
 from bayeslora_pyro.diagnostics.protocols import PosteriorLike
 from bayeslora_pyro.diagnostics.updates import update_figures
-from bayeslora_pyro.isolation import local_rng, private_pyro
+from bayeslora_pyro.elbo import divergence
+from bayeslora_pyro.isolation import evaluating, local_rng
 from bayeslora_pyro.parameters import count_parameters
 from bayeslora_pyro.types import FactorStack
 
-__all__ = ["Facts", "ProgramLike", "collect_facts", "evaluating", "extra_parameters"]
+__all__ = ["Facts", "ProgramLike", "collect_facts", "extra_parameters"]
 
 Facts = dict[str, dict[str, NDArray[Any]]]
 """Arrays by variable and, within, by stack (of factors) or under ``adapter`` (of adapters)."""
@@ -64,20 +63,6 @@ def extra_parameters(posterior: Any) -> int | None:
     return count_parameters(posterior.model, posterior.guide).extra
 
 
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Neither gradients, nor dropout, nor a trace in Pyro's store of parameters."""
-    before = [(part, part.training) for module in modules for part in module.modules()]
-    try:
-        for part, _ in before:
-            part.training = False
-        with torch.no_grad(), private_pyro():
-            yield
-    finally:
-        for part, training in before:
-            part.training = training
-
-
 def _divergences(posterior: Any, num_draws: int, seed: int) -> dict[str, Tensor]:
     """The divergence of the latent site of each factor, `(L,)` by stack name; closed forms where there are any."""
     model, guide = posterior.model, posterior.guide
@@ -91,19 +76,12 @@ def _divergences(posterior: Any, num_draws: int, seed: int) -> dict[str, Tensor]
             p = poutine.trace(poutine.replay(model.sample_weights, trace=q)).get_trace()
             closed = True
             for name, site in sites.items():
-                value, is_closed = _divergence(q.nodes[site], p.nodes[site])
+                value, is_closed = divergence(q.nodes[site], p.nodes[site])
                 found[name].append(value)
                 closed = closed and is_closed
             if closed:
                 break
     return {name: torch.stack(values).mean(0) for name, values in found.items()}
-
-
-def _divergence(q: Mapping[str, Any], p: Mapping[str, Any]) -> tuple[Tensor, bool]:
-    try:
-        return kl_divergence(q["fn"], p["fn"]), True
-    except NotImplementedError:
-        return q["fn"].log_prob(q["value"]) - p["fn"].log_prob(q["value"]), False
 
 
 def _noise_scale(guide: Any, stack: FactorStack) -> Tensor | None:

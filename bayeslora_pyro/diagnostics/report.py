@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bayeslora_pyro.diagnostics import page_checks, page_numbers, page_posterior, page_predictions
 from bayeslora_pyro.diagnostics.arrays import Container, datasets, save_arviz
@@ -15,6 +16,12 @@ __all__ = ["report"]
 
 FIRST = "in distribution"
 """What the page calls the data of the container itself."""
+
+PAGES: tuple[tuple[type[Scored], Any], ...] = (
+    (ScoredSet, page_predictions),
+    (ScoredNumbers, page_numbers),
+)
+"""The sections that show each kind of scored predictions."""
 
 
 def report(
@@ -88,22 +95,15 @@ def _page(container: Container, sets: Mapping[str, Scored | None], draws: str, t
 def _predictions(sets: Mapping[str, Scored | None], num_draws: int) -> tuple[str, list[Html | None]]:
     """The finding in a sentence, and the sections about predictions; other sets as far as they are alike."""
     first = sets[FIRST]
-    if isinstance(first, ScoredSet):
-        classes = {name: each for name, each in sets.items() if isinstance(each, ScoredSet)}
-        return page_predictions.lead(first, num_draws), [
-            page_predictions.headline(first),
-            page_predictions.calibration(classes),
-            page_predictions.sets_table(classes),
-            page_predictions.uncertainty(first),
-        ]
-    if isinstance(first, ScoredNumbers):
-        numbers = {name: each for name, each in sets.items() if isinstance(each, ScoredNumbers)}
-        return page_numbers.lead(first, num_draws), [
-            page_numbers.headline(first),
-            page_numbers.calibration(numbers),
-            page_numbers.sets_table(numbers),
-            page_numbers.uncertainty(first),
-        ]
+    for kind, page in PAGES:
+        if isinstance(first, kind):
+            alike: dict[str, Any] = {name: each for name, each in sets.items() if isinstance(each, kind)}
+            return page.lead(first, num_draws), [
+                page.headline(first),
+                page.calibration(alike),
+                page.sets_table(alike),
+                page.uncertainty(first),
+            ]
     if isinstance(first, ScoredTexts):
         scores = first.predictive
         return (

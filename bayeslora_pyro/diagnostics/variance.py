@@ -11,8 +11,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from bayeslora_pyro.diagnostics.facts import evaluating
-from bayeslora_pyro.isolation import derive_seed
+from bayeslora_pyro.isolation import derive_seed, evaluating, local_rng
 from bayeslora_pyro.types import Batch
 
 __all__ = ["VarianceShares", "shares_of", "variance_shares"]
@@ -76,8 +75,7 @@ def variance_shares(
     model, guide = posterior.model, posterior.guide
 
     def draw(held: Values, key: int) -> tuple[Values, Tensor]:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(key)
+        with local_rng(key):
             trace = poutine.trace(poutine.condition(guide, data=dict(held))).get_trace()
             nodes: dict[str, Any] = dict(trace.nodes)
             weights: dict[str, Tensor] = dict(nodes["_RETURN"]["value"])
