@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bayeslora_pyro.guides import DeltaGuide as DeltaGuide
     from bayeslora_pyro.guides import FlowGuide as FlowGuide
     from bayeslora_pyro.guides import FullRankGuide as FullRankGuide
+    from bayeslora_pyro.guides import LaplaceGuide as LaplaceGuide
     from bayeslora_pyro.guides import LowRankGuide as LowRankGuide
     from bayeslora_pyro.guides import MatrixNormalGuide as MatrixNormalGuide
     from bayeslora_pyro.guides import MeanFieldGuide as MeanFieldGuide
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from bayeslora_pyro.guides import SquaredScaleGuide as SquaredScaleGuide
     from bayeslora_pyro.inference import FitResult as FitResult
     from bayeslora_pyro.inference import fit as fit
+    from bayeslora_pyro.laplace import LaplaceConfig as LaplaceConfig
+    from bayeslora_pyro.laplace import laplace_posterior as laplace_posterior
     from bayeslora_pyro.methods import METHODS as METHODS
     from bayeslora_pyro.models import LIKELIHOODS as LIKELIHOODS
     from bayeslora_pyro.models import PRIORS as PRIORS
@@ -65,6 +68,8 @@ __all__ = [
     "HorseshoePrior",
     "InducedNormal",
     "InducingPrior",
+    "LaplaceConfig",
+    "LaplaceGuide",
     "LaplacePrior",
     "LowRankGuide",
     "MatrixNormalGuide",
@@ -81,6 +86,7 @@ __all__ = [
     "compare",
     "effective_ranks",
     "fit",
+    "laplace_posterior",
     "report",
     "to_arviz",
 ]
@@ -94,6 +100,7 @@ _PARTS = (
     "posterior",
     "ensemble",
     "inference",
+    "laplace",
     "methods",
     "diagnostics",
     "metrics",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -13,16 +14,25 @@ import torch
 from torch import Tensor
 
 from bayeslora_pyro import folders
+from bayeslora_pyro.curvature import linearised_batches
 from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.isolation import evaluating, local_rng
 from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.passes import Reader, each_batch, join, numbers
 from bayeslora_pyro.prediction import Prediction, RegressionPrediction
-from bayeslora_pyro.types import Batch, FactorStack, Weights
+from bayeslora_pyro.types import PREDICTIVES, Batch, FactorStack, Weights
 
 __all__ = ["Posterior"]
 
 MEAN_DRAWS = 4096
+
+COLLAPSE = (
+    "The precision of this posterior is that of a linearised model: draws of its weights, run through the language "
+    "model itself, lose accuracy, often nearly all of it. Predict with predictive='joint'."
+)
+
+Pair: TypeAlias = tuple[Batch, tuple[Tensor, ...]]
+"""A batch, and what was read off its predictive distributions."""
 
 
 class Posterior:
@@ -116,6 +126,7 @@ class Posterior:
         seed: int = 0,
         *,
         memory_budget: int | None = None,
+        predictive: str | None = None,
     ) -> Prediction | RegressionPrediction:
         """Predicts each item of some batches with each of some draws.
 
@@ -125,8 +136,10 @@ class Posterior:
             seed: The seed of the draws.
             memory_budget: About how many bytes the activations of one forward pass may take, by default what suits
                 the device; it decides how many draws share a pass, never what comes out.
+            predictive: What is drawn, by default what the guide says: weights, for the language model itself
+                (`"network"`), or what else `PREDICTIVES` has for the model linearised at the mean.
         """
-        return self._predict(batches, self.weights(num_draws, seed), seed, memory_budget)
+        return self._prediction(self._drawn(batches, num_draws, seed, memory_budget, numbers, predictive))
 
     def predict_prior(
         self,
@@ -139,12 +152,11 @@ class Posterior:
         """Predicts each item of some batches with the draws of :meth:`sample_prior`; see :meth:`predict`."""
         with self._evaluating():
             draws = [self._prior_weights_of(seed, draw) for draw in range(_count(num_draws))]
-        return self._predict(batches, _stack_weights(draws), seed, memory_budget)
+        return self._prediction(
+            self._each_batch(batches, _stack_weights(draws), seed, memory_budget, numbers)
+        )
 
-    def _predict(
-        self, batches: Iterable[Batch], weights: Weights, seed: int, memory_budget: int | None
-    ) -> Prediction | RegressionPrediction:
-        pairs = self._each_batch(batches, weights, seed, memory_budget, numbers)
+    def _prediction(self, pairs: Sequence[Pair]) -> Prediction | RegressionPrediction:
         columns = [join(parts) for parts in zip(*(values for _, values in pairs), strict=True)]
         known = [batch["labels"].cpu() for batch, _ in pairs if batch.get("labels") is not None]
         observed = torch.cat(known) if len(known) == len(pairs) else None
@@ -160,8 +172,9 @@ class Posterior:
         seed: int = 0,
         *,
         memory_budget: int | None = None,
+        predictive: str | None = None,
     ) -> Tensor:
-        """The log-likelihood of each item under each draw. Shape `(draw, item)`."""
+        """The log-likelihood of each item under each draw of :meth:`predict`. Shape `(draw, item)`."""
 
         def score(predictive: dist.TorchDistribution, batch: Batch) -> tuple[Tensor, ...]:
             observed = self.model.likelihood.observed(batch)
@@ -169,13 +182,39 @@ class Posterior:
                 raise ValueError("batches have no labels: there is nothing to score.")
             return (predictive.log_prob(observed),)
 
-        weights = self.weights(num_draws, seed)
-        pairs = self._each_batch(batches, weights, seed, memory_budget, score)
+        pairs = self._drawn(batches, num_draws, seed, memory_budget, score, predictive)
         return torch.cat([scores for _, (scores,) in pairs], dim=-1)
+
+    def _drawn(
+        self,
+        batches: Iterable[Batch],
+        num_draws: int,
+        seed: int,
+        memory_budget: int | None,
+        read: Reader,
+        predictive: str | None,
+    ) -> list[Pair]:
+        """What is read off the predictive distributions of draws, of the network or of its linearisation."""
+        usual, chosen = self.guide.predictive, predictive or self.guide.predictive
+        if chosen not in PREDICTIVES:
+            raise ValueError(f"predictive should be one of {', '.join(PREDICTIVES)}, and is {predictive!r}.")
+        if chosen == "network":
+            if usual != "network":
+                warnings.warn(COLLAPSE, stacklevel=3)
+            return self._each_batch(batches, self.weights(num_draws, seed), seed, memory_budget, read)
+        with self._evaluating(), local_rng(seed, "batches"):
+            gaussians = {
+                stack.name: self.guide.get_posterior(stack)
+                for stack in self.stacks
+                if self.model.prior_of(stack).latent is not None
+            }
+            return linearised_batches(
+                self.model, gaussians, self.mean_adapter(), batches, _count(num_draws), seed, chosen, read
+            )
 
     def _each_batch(
         self, batches: Iterable[Batch], weights: Weights, seed: int, memory_budget: int | None, read: Reader
-    ) -> list[tuple[Batch, tuple[Tensor, ...]]]:
+    ) -> list[Pair]:
         with self._evaluating(), local_rng(seed, "batches"):
             return each_batch(self.model, batches, weights, memory_budget, read)
 

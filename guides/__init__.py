@@ -5,6 +5,7 @@ from bayeslora_pyro.guides.delta import DeltaGuide as DeltaGuide
 from bayeslora_pyro.guides.dropout import DropoutGuide as DropoutGuide
 from bayeslora_pyro.guides.flow import FlowGuide as FlowGuide
 from bayeslora_pyro.guides.full_rank import FullRankGuide as FullRankGuide
+from bayeslora_pyro.guides.laplace import LaplaceGuide as LaplaceGuide
 from bayeslora_pyro.guides.low_rank import LowRankGuide as LowRankGuide
 from bayeslora_pyro.guides.matrix_normal import MatrixNormalGuide as MatrixNormalGuide
 from bayeslora_pyro.guides.mean_field import MeanFieldGuide as MeanFieldGuide
@@ -18,6 +19,7 @@ __all__ = [
     "FlowGuide",
     "FullRankGuide",
     "Guide",
+    "LaplaceGuide",
     "LowRankGuide",
     "MatrixNormalGuide",
     "MeanFieldGuide",
@@ -35,5 +37,6 @@ GUIDES: dict[str, type[Guide]] = {
     "mixture": MixtureGuide,
     "flow": FlowGuide,
     "dropout": DropoutGuide,
+    "laplace": LaplaceGuide,
 }
 """The guides by name."""

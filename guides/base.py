@@ -88,6 +88,9 @@ class Guide(AbstractPyroModule):
     site_posterior: ClassVar[type[SitePosterior]] = MeanFieldSite
     """How the sites above the latent one are approximated."""
 
+    predictive: str = "network"
+    """How its posterior predicts unless told otherwise, one of `PREDICTIVES`."""
+
     def __init__(self, model: GuidedModel, *, noise_scale: float = 0.1, seed: int = 0) -> None:
         super().__init__()
         if not 0 < noise_scale < 1:

@@ -3,13 +3,13 @@
 from bayeslora_pyro.models.ard import ArdPrior as ArdPrior
 from bayeslora_pyro.models.base import LatentPrior as LatentPrior
 from bayeslora_pyro.models.base import Prior as Prior
+from bayeslora_pyro.models.choice import Choice as Choice
 from bayeslora_pyro.models.gaussian import GaussianPrior as GaussianPrior
 from bayeslora_pyro.models.gaussian import PointPrior as PointPrior
 from bayeslora_pyro.models.global_inducing import GlobalInducingPrior as GlobalInducingPrior
 from bayeslora_pyro.models.inducing import InducingPrior as InducingPrior
-from bayeslora_pyro.models.likelihoods import Choice as Choice
+from bayeslora_pyro.models.likelihood import Likelihood as Likelihood
 from bayeslora_pyro.models.likelihoods import Classification as Classification
-from bayeslora_pyro.models.likelihoods import Likelihood as Likelihood
 from bayeslora_pyro.models.likelihoods import NextToken as NextToken
 from bayeslora_pyro.models.likelihoods import Regression as Regression
 from bayeslora_pyro.models.lora import LIKELIHOODS as LIKELIHOODS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import pyro.distributions as dist
@@ -24,11 +24,40 @@ class GaussianPrior(WeightPrior):
     Args:
         scale: The standard deviation :math:`\sigma` of each entry.
         width_scaled: Whether to divide it by :math:`\sqrt{d_i}`, the number of inputs of the factor.
+        scales: The standard deviations of factors that have one of their own, by stack and module, as
+            `{"A_8x384/bert.encoder.layer.0.attention.self.query": 0.1}`.
     """
+
+    def __init__(
+        self, scale: float = 1.0, width_scaled: bool = False, scales: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__(scale, width_scaled)
+        self.scales = dict(scales or {})
+        for name, value in self.scales.items():
+            if value <= 0:
+                raise ValueError(f"scales[{name!r}] should be positive, and is {value}.")
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that make this prior again."""
+        return super().config() | {"scales": self.scales}
+
+    def setup(self, stacks: Sequence[FactorStack], initial: Weights, generator: torch.Generator) -> None:
+        """Keeps the start of guides, and looks for the factors that `scales` names."""
+        super().setup(stacks, initial, generator)
+        known = {f"{stack.name}/{module}" for stack in stacks for module in stack.adapters}
+        if unknown := sorted(self.scales.keys() - known):
+            raise ValueError(
+                f"scales names {unknown[0]!r}, and there is no such factor: give stack and module, such as "
+                f"{min(known)!r}."
+            )
 
     def latent_prior(self, stack: FactorStack, **given: Tensor) -> TorchDistribution:
         """Independent normals. Event shape `(d_o, d_i)`."""
         scale = self._full(stack, stack.shape, self.entry_scale(stack))
+        own = [self.scales.get(f"{stack.name}/{module}") for module in stack.adapters]
+        if any(value is not None for value in own):
+            each = [self.scale if value is None else value for value in own]
+            scale = scale * (scale.new_tensor(each) / self.scale)[:, None, None]
         return dist.Normal(torch.zeros_like(scale), scale).to_event(2)
 
 

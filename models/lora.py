@@ -11,13 +11,15 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from bayeslora_pyro.adapters import Adapter
+from bayeslora_pyro.adapters import Adapter, LinearOperator, OperatorFactory
 from bayeslora_pyro.models.ard import ArdPrior
 from bayeslora_pyro.models.base import Prior
+from bayeslora_pyro.models.choice import Choice
 from bayeslora_pyro.models.gaussian import GaussianPrior, PointPrior
 from bayeslora_pyro.models.global_inducing import GlobalInducingPrior
 from bayeslora_pyro.models.inducing import InducingPrior
-from bayeslora_pyro.models.likelihoods import Choice, Classification, Likelihood, NextToken, Regression
+from bayeslora_pyro.models.likelihood import Likelihood
+from bayeslora_pyro.models.likelihoods import Classification, NextToken, Regression
 from bayeslora_pyro.models.matrix_normal import MatrixNormalPrior
 from bayeslora_pyro.models.placement import Placement
 from bayeslora_pyro.models.rank_space import RankSpacePrior
@@ -176,16 +178,26 @@ class BayesianLora(PyroModule):
                     weights[stack.name] = prior.sample_weights(stack, **shared[prior.name])
         return weights
 
-    def run_with(self, weights: Weights, batch: Batch, *, shared: bool = False) -> Any:
+    def run_with(
+        self,
+        weights: Weights,
+        batch: Batch,
+        *,
+        shared: bool = False,
+        make_operator: OperatorFactory = LinearOperator,
+    ) -> Any:
         """Runs the language model with given factors and the head of this model.
 
         Args:
             weights: The factors by stack name.
             batch: What a collator yields.
             shared: Whether S draws share the items of the batch, instead of each seeing all of them.
+            make_operator: What applies a factor to activations.
         """
         head, options = self.head_values(), self.likelihood.model_arguments(batch)
-        return self.adapter.run_with(weights, batch, head, shared=shared, **options)
+        return self.adapter.run_with(
+            weights, batch, head, shared=shared, make_operator=make_operator, **options
+        )
 
     def head_values(self) -> dict[str, Tensor]:
         """The parameters outside LoRA, by their names in the PEFT model."""

@@ -10,6 +10,7 @@ from bayeslora_pyro.adapters.folders import load_peft_model as load_peft_model
 from bayeslora_pyro.adapters.folders import write_folder as write_folder
 from bayeslora_pyro.adapters.slots import LinearOperator as LinearOperator
 from bayeslora_pyro.adapters.slots import Operator as Operator
+from bayeslora_pyro.adapters.slots import OperatorFactory as OperatorFactory
 
 __all__ = [
     "PEFT_CONFIG",
@@ -17,6 +18,7 @@ __all__ = [
     "Adapter",
     "LinearOperator",
     "Operator",
+    "OperatorFactory",
     "add_lora",
     "describe_base",
     "load_peft_model",

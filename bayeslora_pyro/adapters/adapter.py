@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bayeslora_pyro.adapters.slots import (
     LinearOperator,
+    OperatorFactory,
     Slot,
     checkpoints_within,
     replaced_parameters,
@@ -117,6 +118,7 @@ class Adapter:
         head: Mapping[str, Tensor] | None = None,
         *,
         shared: bool = False,
+        make_operator: OperatorFactory = LinearOperator,
         **kwargs: Any,
     ) -> Any:
         """Runs the PEFT model on a batch with these factors.
@@ -127,6 +129,7 @@ class Adapter:
             batch: What a collator yields; what the model does not take is left out, and so are the labels.
             head: Values for parameters outside LoRA, by name.
             shared: Whether S draws share the batch instead: part `s` of S equal parts sees the factors `[s]`.
+            make_operator: What applies a factor to activations; it is called in the order of the stacks.
             kwargs: Further arguments for the model.
 
         Returns:
@@ -143,18 +146,23 @@ class Adapter:
                 inputs = {name: _repeat(value, num_draws) for name, value in inputs.items()}
         if "use_cache" in self._accepted:
             kwargs = {"use_cache": False} | kwargs  # the keys and values of all tokens, that nobody reads
-        with self.bind(weights, head):
+        with self.bind(weights, head, make_operator):
             return self.peft_model(**inputs, **kwargs)
 
     @contextmanager
-    def bind(self, weights: Weights, head: Mapping[str, Tensor] | None = None) -> Iterator[PeftModel]:
+    def bind(
+        self,
+        weights: Weights,
+        head: Mapping[str, Tensor] | None = None,
+        make_operator: OperatorFactory = LinearOperator,
+    ) -> Iterator[PeftModel]:
         """Puts factors into the PEFT model, and takes them out again on leaving.
 
         A layer under gradient checkpointing runs a second time in the backward pass, after this context was left: it
         gets the same factors bound again for that time.
         """
         slots = [
-            (leaves(self._layers[name], stack.role), Slot(LinearOperator(weight)))
+            (leaves(self._layers[name], stack.role), Slot(make_operator(weight)))
             for stack in self.stacks
             for name, weight in zip(stack.adapters, weights[stack.name].unbind(-3), strict=True)
         ]

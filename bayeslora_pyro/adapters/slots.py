@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["LinearOperator", "Operator", "Slot", "checkpoints_within", "replaced_parameters"]
+__all__ = [
+    "LinearOperator",
+    "Operator",
+    "OperatorFactory",
+    "Slot",
+    "checkpoints_within",
+    "replaced_parameters",
+]
 
 
 class Operator(Protocol):
@@ -25,6 +32,10 @@ class Operator(Protocol):
     def __call__(self, inputs: Tensor) -> Tensor:
         """Maps activations `(items, ..., in)` to `(items, ..., out)`."""
         ...
+
+
+OperatorFactory: TypeAlias = Callable[[Tensor], Operator]
+"""From a factor, `(out, in)` or `(S, out, in)`, to what applies it."""
 
 
 class LinearOperator:

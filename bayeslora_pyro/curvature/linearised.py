@@ -1,0 +1,249 @@
+"""Predictions of a Gaussian posterior through the language model linearised at its mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Categorical, Independent, Normal
+
+from bayeslora_pyro.curvature.recording import Record, record
+from bayeslora_pyro.curvature.structures import jacobian
+from bayeslora_pyro.isolation import local_rng
+from bayeslora_pyro.kronecker_normal import KroneckerNormal
+from bayeslora_pyro.models import BayesianLora
+from bayeslora_pyro.passes import Reader
+from bayeslora_pyro.types import Batch, Weights, to_device
+
+__all__ = ["Gaussians", "covariance", "linearised_batches", "score_moments", "spread"]
+
+BLOCK = 64
+"""How many draws of the scores of an item are made at once."""
+
+Gaussians: TypeAlias = dict[str, TorchDistribution]
+"""The posterior of the factors of each stack that has one, by stack name."""
+
+
+def linearised_batches(
+    model: BayesianLora,
+    gaussians: Gaussians,
+    weights: Weights,
+    batches: Iterable[Batch],
+    num_draws: int,
+    seed: int,
+    predictive: str,
+    read: Reader,
+) -> list[tuple[Batch, tuple[Tensor, ...]]]:
+    r"""Predicts batches through the model linearised at the mean, :math:`f(x) + J(x)(W - M)`.
+
+    With :math:`W \sim q` its scores are Gaussian, :math:`\mathcal{N}(f, J \Sigma J^\top)`.
+
+    Args:
+        model: The model.
+        gaussians: The posterior of the factors.
+        weights: Its mean, and the factors that have no posterior. Shapes `(L, d_o, d_i)`.
+        batches: What a collator yields.
+        num_draws: The number of draws, for the predictives that draw.
+        seed: The seed; the draws of an item depend on its place in the data, and not on its batch.
+        predictive: One of `PREDICTIVES` but `"network"`. `"joint"` draws all scores of an item together,
+            `"independent"` each by itself; `"probit"` and `"bridge"` are closed forms, one draw; `"weights"` draws
+            the factors.
+        read: What to keep.
+
+    Raises:
+        ValueError: If there is no batch, or the predictive does not fit the likelihood.
+    """
+    pairs, first = [], 0
+    steps = [
+        _step(gaussians, weights, seed, draw) for draw in range(num_draws if predictive == "weights" else 0)
+    ]
+    for batch in batches:
+        kept = record(model, weights, to_device(batch, model.adapter.device))
+        mean = kept.scores.detach()
+        if predictive == "weights":
+            scores = mean + _moved(model, gaussians, kept, steps)
+        else:
+            second = covariance(model, gaussians, kept)
+            if predictive in CLOSED:
+                _check_classes(model, predictive, mean, batch)
+                scores = CLOSED[predictive](mean, second).unsqueeze(0)
+            else:
+                scores = mean + _draws(mean, second, num_draws, seed, first, joint=predictive == "joint")
+        parts = read(model.likelihood.of_scores(scores, to_device(batch, scores.device)), batch)
+        pairs.append((batch, tuple(part.cpu() for part in parts)))
+        first += len(mean)
+    if not pairs:
+        raise ValueError("batches is empty: give at least one batch.")
+    return pairs
+
+
+def score_moments(
+    model: BayesianLora, gaussians: Gaussians, weights: Weights, batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """The mean and the covariance of the scores of a batch. Shapes `(items, C)` and `(items, C, C)`."""
+    kept = record(model, weights, to_device(batch, model.adapter.device))
+    return kept.scores.detach(), covariance(model, gaussians, kept)
+
+
+def covariance(model: BayesianLora, gaussians: Gaussians, kept: Record) -> Tensor:
+    r"""The covariance of the scores, :math:`\Lambda = \sum_f J_f \Sigma_f J_f^\top`. Shape `(items, C, C)`.
+
+    The derivatives by the scores are pulled back once for each score; those by a factor are made and contracted one
+    factor at a time.
+    """
+    total = kept.scores.new_zeros(*kept.scores.shape, kept.scores.shape[-1]).detach()
+    for distribution, place, derivative in derivatives(model, gaussians, kept):
+        total = total + spread(distribution, place, derivative)
+    return total
+
+
+def derivatives(
+    model: BayesianLora, gaussians: Gaussians, kept: Record
+) -> Iterator[tuple[TorchDistribution, int, Tensor]]:
+    """Goes through the factors that have a posterior: its distribution, its place in it, and the Jacobian.
+
+    Shape of the last `(items, C, d_o, d_i)`.
+    """
+    identity = torch.eye(kept.scores.shape[-1], dtype=kept.scores.dtype, device=kept.scores.device)
+    pulled = [kept.pull_back(row.expand_as(kept.scores)) for row in identity]
+    index = 0
+    for stack in model.stacks:
+        for place in range(len(stack)):
+            if stack.name in gaussians:
+                by_score = torch.stack([jacobian(kept, each, index) for each in pulled], dim=1)
+                yield gaussians[stack.name], place, by_score
+            index += 1
+
+
+def spread(distribution: Any, place: int, derivative: Tensor) -> Tensor:
+    r"""What the noise of one factor does to the scores, :math:`J \Sigma J^\top`. Shape `(items, C, C)`.
+
+    Args:
+        distribution: The posterior of the factors of a stack.
+        place: The place of the factor.
+        derivative: The Jacobian. Shape `(items, C, d_o, d_i)`.
+
+    Raises:
+        ValueError: If the posterior is no Gaussian that this can be said of.
+    """
+    if isinstance(distribution, KroneckerNormal):
+        return _kronecker_spread(distribution, place, derivative)
+    if isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal):
+        variance = distribution.variance[place]
+        return _gram(derivative, derivative * variance)
+    raise ValueError(
+        "A linearised prediction needs a Gaussian with a known covariance, and this is a "
+        f"{type(distribution).__name__}: predict with predictive='network'."
+    )
+
+
+def _kronecker_spread(q: KroneckerNormal, place: int, derivative: Tensor) -> Tensor:
+    """Within the eigenvectors by their eigenvalues, and by the prior alone outside."""
+    rows, cols = q.row_vectors[place], q.col_vectors[place]
+    precision = q.precision.expand(q.batch_shape)[place]
+    within = rows.mT @ derivative @ cols
+    known = _gram(within, within / (precision + q.curvature[place]))
+    if within.shape[-2:] == derivative.shape[-2:]:
+        return known
+    return known + (_gram(derivative, derivative) - _gram(within, within)) / precision
+
+
+def _gram(left: Tensor, right: Tensor) -> Tensor:
+    return left.flatten(2) @ right.flatten(2).mT
+
+
+def root_of(matrix: Tensor) -> Tensor:
+    """A root of positive semi-definite matrices, whatever rounding has done to them. Shape `(..., C, C)`."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
+
+
+def probit(mean: Tensor, covariance_: Tensor) -> Tensor:
+    r"""The multiclass probit approximation, :math:`f_i / \sqrt{1 + \pi \Lambda_{ii} / 8}`, as log-probabilities.
+
+    Args:
+        mean: The mean of the logits. Shape `(items, classes)`.
+        covariance_: Their covariance. Shape `(items, classes, classes)`.
+
+    References:
+        | The Evidence Framework Applied to Classification Networks (MacKay, 1992), multiclass as in Laplace Redux
+        | https://doi.org/10.1162/neco.1992.4.5.720
+    """
+    variance = covariance_.diagonal(dim1=-2, dim2=-1)
+    return (mean / (1 + math.pi / 8 * variance).sqrt()).log_softmax(-1)
+
+
+def bridge(mean: Tensor, covariance_: Tensor) -> Tensor:
+    r"""The Laplace bridge: the mean of the Dirichlet that matches the Gaussian of the logits, as log-probabilities.
+
+    .. math::
+        \alpha_i = \frac{1}{\Lambda_{ii}} \Big(1 - \frac 2K + \frac{e^{f_i}}{K^2} \sum_j e^{-f_j}\Big)
+
+    after logits and covariance were conditioned on the logits summing to zero, which no prediction depends on.
+
+    Args:
+        mean: The mean of the logits, `-inf` for what is no answer. Shape `(items, classes)`.
+        covariance_: Their covariance. Shape `(items, classes, classes)`.
+
+    References:
+        | Fast Predictive Uncertainty for Classification with Bayesian Deep Networks (Hobbhahn et al., 2022)
+        | https://arxiv.org/abs/2003.01227
+    """
+    known = mean.isfinite()
+    count = known.sum(-1, keepdim=True)
+    mean = mean.where(known, 0)
+    towards = covariance_.sum(-1) / covariance_.sum((-2, -1)).clamp(
+        min=torch.finfo(mean.dtype).tiny
+    ).unsqueeze(-1)
+    centred = mean - towards * mean.sum(-1, keepdim=True)
+    variance = covariance_.diagonal(dim1=-2, dim2=-1) - towards * covariance_.sum(-1)
+    # Where rounding leaves no variance at all there is nothing to spread: the smallest one stands for it.
+    variance = variance.clamp(min=1e-12)
+    other = (-centred).exp().where(known, 0).sum(-1, keepdim=True)
+    alpha = ((1 - 2 / count + centred.exp() * other / count**2) / variance).where(known, 0)
+    return (alpha / alpha.sum(-1, keepdim=True)).log()
+
+
+CLOSED = {"probit": probit, "bridge": bridge}
+"""The predictives that draw nothing."""
+
+
+def _check_classes(model: BayesianLora, predictive: str, mean: Tensor, batch: Batch) -> None:
+    if not isinstance(model.likelihood.of_scores(mean, batch), Categorical):
+        raise ValueError(f"predictive={predictive!r} is about classes: predict numbers with 'joint'.")
+
+
+def _moved(model: BayesianLora, gaussians: Gaussians, kept: Record, steps: Sequence[Weights]) -> Tensor:
+    """What draws of the factors add to the scores, to first order. Shape `(S, items, C)`."""
+    names = {id(distribution): name for name, distribution in gaussians.items()}
+    total = kept.scores.new_zeros(len(steps), *kept.scores.shape).detach()
+    for distribution, place, derivative in derivatives(model, gaussians, kept):
+        step = torch.stack([each[names[id(distribution)]][place] for each in steps])
+        total = total + torch.einsum("ncij,sij->snc", derivative, step)
+    return total
+
+
+def _step(gaussians: Gaussians, weights: Weights, seed: int, draw: int) -> dict[str, Tensor]:
+    """How far a draw lies from the mean, by stack name."""
+    with local_rng(seed, "draw", draw):
+        return {name: q.sample() - weights[name] for name, q in gaussians.items()}
+
+
+def _draws(mean: Tensor, second: Tensor, num_draws: int, seed: int, first: int, *, joint: bool) -> Tensor:
+    """Draws of centred scores. Shape `(S, items, C)`."""
+    noise = torch.stack([_noise(seed, first + n, num_draws, mean) for n in range(len(mean))], dim=1)
+    if joint:
+        return (root_of(second) @ noise.unsqueeze(-1)).squeeze(-1)
+    return second.diagonal(dim1=-2, dim2=-1).sqrt() * noise
+
+
+def _noise(seed: int, item: int, num_draws: int, like: Tensor) -> Tensor:
+    """White noise for an item, `(S, C)`: that of draw s is a function of the seed, s and the item."""
+    blocks = range(0, num_draws, BLOCK)  # of one size, as what torch draws depends on how much it draws
+    with local_rng(seed, "scores", item):
+        noise = torch.cat([torch.randn(BLOCK, like.shape[-1], dtype=like.dtype) for _ in blocks])
+    return noise[:num_draws].to(like.device)

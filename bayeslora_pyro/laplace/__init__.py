@@ -1,0 +1,6 @@
+"""Laplace approximations: a posterior for a LoRA that is trained already."""
+
+from bayeslora_pyro.laplace.config import LaplaceConfig as LaplaceConfig
+from bayeslora_pyro.laplace.posterior import laplace_posterior as laplace_posterior
+
+__all__ = ["LaplaceConfig", "laplace_posterior"]
