@@ -20,16 +20,11 @@ from bayeslora_pyro.methods.blob import cycle_length
 from bayeslora_pyro.models import BayesianLora, Regression
 from bayeslora_pyro.posterior import Posterior
 
-from .dense import rand
+from .exact import rand
 from .noise import affine, drawn_from
 from .tiny import tiny_batch, tiny_bert
 
-
-@pytest.fixture(autouse=True)
-def local_parameters():
-    """Models and guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
+pytestmark = pytest.mark.usefixtures("local_parameters")
 
 
 class LinearMap(nn.Module):

@@ -2,7 +2,6 @@
 
 import math
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -17,31 +16,17 @@ from bayeslora_pyro.guides.sites import MeanFieldSite, PointSite
 from bayeslora_pyro.models import ArdPrior, BayesianLora, HorseshoePrior, InducingPrior
 from bayeslora_pyro.posterior import Posterior
 
+from .exact import close, perturb
 from .small_priors import VARIANTS
 from .tiny import tiny_batch, tiny_bert
 
-
-@pytest.fixture(autouse=True)
-def local_parameters():
-    """Models and guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
+pytestmark = pytest.mark.usefixtures("local_parameters")
 
 
 def make(prior, guide=MeanFieldGuide, **options):
     model = BayesianLora(tiny_bert(dtype=torch.float64), prior, num_data=20)
     guide = guide(model, **options)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in guide.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-    return model, guide
-
-
-def close(actual, expected, tolerance=1e-10):
-    torch.testing.assert_close(
-        actual, torch.as_tensor(expected, dtype=torch.float64), rtol=tolerance, atol=tolerance
-    )
+    return model, perturb(guide, 0.1, seed=3)
 
 
 def site_of(prior, batch_shape=(3,), family=MeanFieldSite):

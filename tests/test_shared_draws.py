@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 
-import pyro
 import pyro.poutine as poutine
 import pytest
 import torch
@@ -17,19 +16,14 @@ from bayeslora_pyro.models import LIKELIHOODS, BayesianLora, Choice, InducingPri
 from .small_priors import VARIANTS
 from .tiny import tiny_batch, tiny_bert, tiny_llama
 
+pytestmark = pytest.mark.usefixtures("local_parameters")
+
 PRIORS = {
     "inducing": lambda: InducingPrior(2, 3, nugget=0.1),
     "gaussian": lambda: "gaussian",
     "one for each role": lambda: {"A": InducingPrior(1, 2, nugget=0.1), "B": "point"},
 } | {name: VARIANTS[name] for name in ("global inducing, random scale", "ard, random precisions")}
 ITEMS, DRAWS = 6, 3
-
-
-@pytest.fixture(autouse=True)
-def local_parameters():
-    """Models and guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
 
 
 def make(prior="inducing", guide="mean_field"):
