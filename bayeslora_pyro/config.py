@@ -23,8 +23,9 @@ class FitConfig:
         kl_weight: The weight of the divergences; 1 is the ELBO, anything else is called tempered.
         kl_warmup: The share of the steps over which the weight grows from zero.
         kl_cycle: Over how many steps the weight doubles from each to the next, to start again; 0 for a constant one.
-        draws_per_batch: How many draws share a batch, each serving a part of its items: at the cost of one draw, the
-            noise of the weights averages out. Fewer where a batch cannot be shared evenly.
+        draws_per_batch: How many draws share a batch, each serving a part of its items, at the cost of one draw.
+            The gradient stays unbiased; its variance falls where the items agree, and may rise where they pull apart.
+            Fewer where a batch cannot be shared evenly.
         num_particles: The number of such estimates per step, each with a pass over the whole batch.
         accumulate: The number of batches per optimizer step.
         max_grad_norm: Where to clip the norm of the gradient; its size is then in the history.
