@@ -17,7 +17,7 @@ class FitConfig:
         num_steps: The number of optimizer steps.
         learning_rate: The step size of Adam for variational and prior parameters.
         flow_learning_rate: The step size for the parameters of flows; their networks have many that move one output.
-        head_learning_rate: The step size for trainable parameters outside LoRA, such as a fresh head.
+        head_learning_rate: The step size for trainable parameters outside LoRA, such as a fresh head; 0 keeps them.
         weight_decay: The decoupled weight decay of AdamW; a prior makes it needless.
         schedule: How both step sizes go on: `"constant"`, or down to zero as `"linear"` or `"cosine"`.
         kl_weight: The weight of the divergences; 1 is the ELBO, anything else is called tempered.
@@ -80,13 +80,18 @@ class FitConfig:
             "weight_decay",
             "kl_weight",
         ):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} should not be negative, and is {getattr(self, name)}.")
+            value, usual = getattr(self, name), self.__dataclass_fields__[name].default
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(
+                    f"{name} should be finite and not be negative, and is {value}: give a number such as {usual}."
+                )
+        if self.learning_rate == 0:
+            raise ValueError("learning_rate should be positive, and is 0: give a number such as 0.005.")
         if not 0 <= self.kl_warmup <= 1:
             raise ValueError(
                 f"kl_warmup should be a share of the steps between 0 and 1, and is {self.kl_warmup}."
             )
-        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(
                 f"max_grad_norm should be positive, or None for no clipping; it is {self.max_grad_norm}."
             )

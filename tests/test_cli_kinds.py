@@ -116,12 +116,21 @@ def test_regression_is_in_the_units_of_the_target(bert: Path, tmp_path: Path, ca
     assert set(observed.round(4)) <= {round(each["stars"], 4) for each in reviews(60)}
 
 
-def test_regression_without_a_test_set_is_reported_without_predictions(bert: Path, tmp_path: Path) -> None:
+def test_regression_without_a_test_set_is_reported_without_predictions(
+    bert: Path, tmp_path: Path, capsys
+) -> None:
     data, folder = write(tmp_path / "stars.csv", reviews(40)), tmp_path / "run"
     run = ["--model", bert, "--data", data, *STARS, *FAST, "--test", 0, "--output", folder]
     assert bayeslora("fit", *run) == 0
     assert bayeslora("report", folder, "--num-draws", 3) == 0
     assert "without labelled predictions" in (folder / "report.html").read_text()
+    capsys.readouterr()
+    for command, cure in (("evaluate", "give a file with --data"), ("report", "leave out --shift")):
+        assert bayeslora(command, folder, "--shift", data) == 2
+        (message,) = capsys.readouterr().err.splitlines()
+        assert message.startswith(
+            f"bayeslora: {folder} has no test set (it was fitted with --test 0): {cure}"
+        )
 
 
 def test_multiple_choice_with_a_decoder(llama: Path, tmp_path: Path, capsys) -> None:

@@ -24,7 +24,7 @@ def mean_elbo(size: int, accumulate: int) -> float:
     model, guide = certain()
     batches = split(tiny_batch(items=NUM_DATA), size)
     steps = math.ceil(len(batches) / accumulate)
-    frozen = {"learning_rate": 0.0, "head_learning_rate": 0.0}
+    frozen = {"learning_rate": 1e-30, "head_learning_rate": 0.0}
     history = fit(
         model, guide, batches, num_steps=steps, accumulate=accumulate, progress=False, **frozen
     ).history

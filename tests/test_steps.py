@@ -44,7 +44,7 @@ def test_schedule_shrinks_the_step(schedule: str, last: float) -> None:
         sizes.append((head.detach() - values[-1]).norm().item())
         values.append(head.detach().clone())
 
-    options = {"schedule": schedule, "num_steps": 4, "learning_rate": 0.0, "head_learning_rate": 1e-6}
+    options = {"schedule": schedule, "num_steps": 4, "learning_rate": 1e-30, "head_learning_rate": 1e-6}
     fit(model, guide, [tiny_batch(items=NUM_DATA)], callbacks=[note], progress=False, **options)
     assert sizes[3] / sizes[0] == pytest.approx(last, rel=0.1)
 
