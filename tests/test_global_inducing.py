@@ -48,7 +48,7 @@ def check_global(model):
     lift = torch.block_diag(*(matrix for _, matrix in lifts))
     noise = torch.block_diag(*(scale**2 * torch.eye(len(m)) - m @ m.T for scale, m in lifts))
     _, root = affine(lambda: draw_sites(model, "W"))
-    close(root @ root.T, lift @ covariance @ lift.T + noise)
+    close(root @ root.T, lift @ covariance @ lift.T + noise, 1e-9)
     white = torch.block_diag(*(scale**2 * torch.eye(len(m)) for scale, m in lifts))
     close((root @ root.T).diagonal(), white.diagonal())
 
