@@ -50,7 +50,7 @@ def check_global(model):
     _, root = affine(lambda: draw_sites(model, "W"))
     close(root @ root.T, lift @ covariance @ lift.T + noise, 1e-9)
     white = torch.block_diag(*(scale**2 * torch.eye(len(m)) for scale, m in lifts))
-    close((root @ root.T).diagonal(), white.diagonal())
+    close((root @ root.T).diagonal(), white.diagonal(), 1e-9)
 
 
 class TestGlobal:
