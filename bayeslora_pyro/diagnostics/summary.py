@@ -52,10 +52,10 @@ def has_khat(container: Container) -> bool:
     groups = datasets(container)
     stats = groups.get("sample_stats", xr.Dataset())
     return bool(
-        "posterior" in groups  # a point has no weights to speak of
-        and "lp" in stats
+        "lp" in stats
         and stats.sizes["draw"] >= MIN_DRAWS
         and not stats["log_guide"].isnull().any()
+        and ("posterior" in groups or stats["log_guide"].any())  # without latent sites there are no weights
     )
 
 
