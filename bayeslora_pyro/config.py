@@ -30,8 +30,7 @@ class FitConfig:
         accumulate: The number of batches per optimizer step.
         max_grad_norm: Where to clip the norm of the gradient; its size is then in the history.
         dropout: Whether the language model runs in train mode, with its own dropout.
-        snapshots: How many points of the run are kept, as members of an ensemble: its end, and others before it, evenly
-            spaced over the second half.
+        snapshots: How many points of the run are kept as members of an ensemble, evenly spaced over its second half.
         checkpoint_every: After how many steps to write the checkpoint; 0 for only at the end.
         seed: The seed of everything random.
     """
