@@ -25,6 +25,8 @@ class FitConfig:
         kl_cycle: Over how many steps the weight doubles from each to the next, to start again; 0 for a constant one.
         draws_per_batch: How many draws share a batch, each serving a part of its items: at the cost of one draw, the
             noise of the weights averages out. Fewer where a batch cannot be shared evenly.
+        flipout: Whether each item sees noise of the factors with random signs of its own (mean field on factors).
+            Its factors are still a draw from the guide, which has to be symmetric and independent entry by entry.
         num_particles: The number of such estimates per step, each with a pass over the whole batch.
         accumulate: The number of batches per optimizer step.
         max_grad_norm: Where to clip the norm of the gradient; its size is then in the history.
@@ -45,6 +47,7 @@ class FitConfig:
     kl_warmup: float = 0.3
     kl_cycle: int = 0
     draws_per_batch: int = 4
+    flipout: bool = False
     num_particles: int = 1
     accumulate: int = 1
     max_grad_norm: float | None = None
