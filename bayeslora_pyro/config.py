@@ -25,8 +25,8 @@ class FitConfig:
         kl_cycle: Over how many steps the weight doubles from each to the next, to start again; 0 for a constant one.
         draws_per_batch: How many draws share a batch, each serving a part of its items: at the cost of one draw, the
             noise of the weights averages out. Fewer where a batch cannot be shared evenly.
-        flipout: Whether each item sees noise of the factors with random signs of its own (mean field on factors).
-            Its factors are still a draw from the guide, which has to be symmetric and independent entry by entry.
+        flipout: Whether the noise of mean-field factors has random signs of its own for each item of a batch: what it
+            sees is still one draw from the guide. All other factors are as without.
         num_particles: The number of such estimates per step, each with a pass over the whole batch.
         accumulate: The number of batches per optimizer step.
         max_grad_norm: Where to clip the norm of the gradient; its size is then in the history.

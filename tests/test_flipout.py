@@ -88,6 +88,11 @@ class TestOperator:
             weight = mean + deviation[item * draws // 6] * flip
             close(outputs[item], inputs[item] @ weight.T)
 
+    def test_it_works_in_the_precision_of_the_factor(self):
+        operator = FlipoutOperator(MEAN, DEVIATIONS, PATTERNS[:, :2], PATTERNS[:, 2:])
+        inputs = rand(16, 3, 2).bfloat16()
+        close(operator(inputs), operator(inputs.double()))
+
     def test_activations_without_a_row_per_item_are_refused(self):
         operator = FlipoutOperator(MEAN, DEVIATIONS, PATTERNS[:, :2], PATTERNS[:, 2:])
         with pytest.raises(
