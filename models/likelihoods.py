@@ -44,6 +44,10 @@ class Likelihood(AbstractPyroModule):
         """The number of items of a batch: of rows of the first input of the language model."""
         return int(main_input(batch).shape[0])
 
+    def item_of_row(self, batch: Batch) -> Tensor:
+        """The item of each row of a batch, counted from 0. Shape `(rows,)`."""
+        return torch.arange(self.num_items(batch))
+
     def most_draws(self, batch: Batch, wanted: int) -> int:
         """The largest number of draws, up to the one wanted, that can share the items of a batch evenly."""
         return next(count for count in range(wanted, 0, -1) if self._can_share(batch, count))
@@ -128,6 +132,13 @@ class Choice(Likelihood):
         if self.label_tokens is not None:
             return super().num_items(batch)
         return int(batch["item"].max()) + 1
+
+    def item_of_row(self, batch: Batch) -> Tensor:
+        """The question of each row of a batch. Shape `(rows,)`."""
+        if self.label_tokens is not None:
+            return super().item_of_row(batch)
+        item: Tensor = batch["item"]
+        return item
 
     def _can_share(self, batch: Batch, count: int) -> bool:
         """Whether equal parts of the rows hold whole items, options and all."""

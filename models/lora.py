@@ -11,7 +11,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from bayeslora_pyro.adapters import Adapter
+from bayeslora_pyro.adapters import Adapter, Flips, draw_flips
 from bayeslora_pyro.models.ard import ArdPrior
 from bayeslora_pyro.models.base import Prior
 from bayeslora_pyro.models.gaussian import GaussianPrior, PointPrior
@@ -152,14 +152,18 @@ class BayesianLora(PyroModule):
                         parameter.copy_(_redrawn(parameter, generator))
         return model
 
-    def forward(self, batch: Batch, num_draws: int = 1) -> Tensor:
+    def forward(self, batch: Batch, num_draws: int = 1, centres: Weights | None = None) -> Tensor:
         """Samples all factors, runs the language model, and samples or observes `y`.
 
         Args:
             batch: What a collator yields.
             num_draws: The number of draws that share the batch: each serves an equal part of its items.
+            centres: What the factors of some stacks are independent and symmetric about, by stack name: each item then
+                sees their deviations from it with random signs of its own, by flipout.
         """
-        outputs = self.run_with(self.sample_weights(num_draws), batch, shared=num_draws > 1)
+        weights = self.sample_weights(num_draws)
+        flips = draw_flips(centres, self.likelihood.item_of_row(batch)) if centres else None
+        outputs = self.run_with(weights, batch, shared=num_draws > 1, flips=flips)
         y: Tensor = self.likelihood(outputs, batch, self.num_data)
         return y
 
@@ -176,16 +180,24 @@ class BayesianLora(PyroModule):
                     weights[stack.name] = prior.sample_weights(stack, **shared[prior.name])
         return weights
 
-    def run_with(self, weights: Weights, batch: Batch, *, shared: bool = False) -> Any:
+    def run_with(
+        self,
+        weights: Weights,
+        batch: Batch,
+        *,
+        shared: bool = False,
+        flips: Mapping[str, Flips] | None = None,
+    ) -> Any:
         """Runs the language model with given factors and the head of this model.
 
         Args:
             weights: The factors by stack name.
             batch: What a collator yields.
             shared: Whether S draws share the items of the batch, instead of each seeing all of them.
+            flips: The signs that each row of the batch gives the deviations of the factors, by stack name.
         """
         head, options = self.head_values(), self.likelihood.model_arguments(batch)
-        return self.adapter.run_with(weights, batch, head, shared=shared, **options)
+        return self.adapter.run_with(weights, batch, head, shared=shared, flips=flips, **options)
 
     def head_values(self) -> dict[str, Tensor]:
         """The parameters outside LoRA, by their names in the PEFT model."""

@@ -11,6 +11,7 @@ import torch
 from bayeslora_pyro import Choice, Posterior, metrics
 from bayeslora_pyro.diagnostics import load_arviz
 from bayeslora_pyro.diagnostics.arrays import datasets
+from bayeslora_pyro.methods.blob import cycle_length
 from bayeslora_pyro.tasks import load_base_model, load_file, make_loader, split
 
 from .cli_files import FAST, MOODS, STARS, bayeslora, bert, fitted, llama, load_run, questions, reviews, write
@@ -61,6 +62,21 @@ def test_settings_reach_the_random_one_of_two_priors(fitted: Path, bert: Path, t
     assert posterior.model.priors["A"].config() == {"scale": 0.3, "width_scaled": False}
     assert posterior.model.priors["B"].latent is None
     assert posterior.guide.config()["scale"] == 0.01
+
+
+def test_settings_of_the_method_depend_on_the_size_of_a_batch(
+    fitted: Path, bert: Path, tmp_path: Path
+) -> None:
+    settings = {}
+    for size in (4, 16):
+        arguments = ["--model", bert, "--data", fitted / "reviews.csv", *MOODS, "--r", 2, "--num-steps", 1]
+        flags = ["--method", "blob", "--batch-size", size, "--output", tmp_path / f"run{size}"]
+        assert bayeslora("fit", *arguments, *flags, *([] if size == 4 else ["--no-flipout"])) == 0
+        settings[size] = json.loads((tmp_path / f"run{size}" / "run.json").read_text())
+    num_data = settings[4]["data"]["train"]
+    cycles = {size: run["fit"]["kl_cycle"] for size, run in settings.items()}
+    assert cycles == {size: cycle_length(num_data, size) for size in (4, 16)}
+    assert [run["fit"]["flipout"] for run in settings.values()] == [True, False]
 
 
 def test_settings_reach_the_parts(fitted: Path, bert: Path, tmp_path: Path) -> None:
