@@ -17,20 +17,22 @@ class FitConfig:
         num_steps: The number of optimizer steps.
         learning_rate: The step size of Adam for variational and prior parameters.
         flow_learning_rate: The step size for the parameters of flows; their networks have many that move one output.
-        head_learning_rate: The step size for trainable parameters outside LoRA, such as a fresh head.
+        head_learning_rate: The step size for trainable parameters outside LoRA, such as a fresh head; 0 keeps them.
         weight_decay: The decoupled weight decay of AdamW; a prior makes it needless.
         schedule: How both step sizes go on: `"constant"`, or down to zero as `"linear"` or `"cosine"`.
         kl_weight: The weight of the divergences; 1 is the ELBO, anything else is called tempered.
         kl_warmup: The share of the steps over which the weight grows from zero.
         kl_cycle: Over how many steps the weight doubles from each to the next, to start again; 0 for a constant one.
-        draws_per_batch: How many draws share a batch, each serving a part of its items: at the cost of one draw, the
-            noise of the weights averages out. Fewer where a batch cannot be shared evenly.
+        draws_per_batch: How many draws share a batch, each serving a part of its items, at the cost of one draw.
+            The gradient stays unbiased; its variance falls where the items agree, and may rise where they pull apart.
+            Fewer where a batch cannot be shared evenly.
+        flipout: Whether the noise of mean-field factors has random signs of its own for each item of a batch: what it
+            sees is still one draw from the guide. All other factors are as without.
         num_particles: The number of such estimates per step, each with a pass over the whole batch.
         accumulate: The number of batches per optimizer step.
         max_grad_norm: Where to clip the norm of the gradient; its size is then in the history.
         dropout: Whether the language model runs in train mode, with its own dropout.
-        snapshots: How many points of the run are kept, as members of an ensemble: its end, and others before it, evenly
-            spaced over the second half.
+        snapshots: How many points of the run are kept as members of an ensemble, evenly spaced over its second half.
         checkpoint_every: After how many steps to write the checkpoint; 0 for only at the end.
         seed: The seed of everything random.
     """
@@ -45,6 +47,7 @@ class FitConfig:
     kl_warmup: float = 0.3
     kl_cycle: int = 0
     draws_per_batch: int = 4
+    flipout: bool = False
     num_particles: int = 1
     accumulate: int = 1
     max_grad_norm: float | None = None
@@ -79,13 +82,18 @@ class FitConfig:
             "weight_decay",
             "kl_weight",
         ):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} should not be negative, and is {getattr(self, name)}.")
+            value, usual = getattr(self, name), self.__dataclass_fields__[name].default
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(
+                    f"{name} should be finite and not be negative, and is {value}: give a number such as {usual}."
+                )
+        if self.learning_rate == 0:
+            raise ValueError("learning_rate should be positive, and is 0: give a number such as 0.005.")
         if not 0 <= self.kl_warmup <= 1:
             raise ValueError(
                 f"kl_warmup should be a share of the steps between 0 and 1, and is {self.kl_warmup}."
             )
-        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(
                 f"max_grad_norm should be positive, or None for no clipping; it is {self.max_grad_norm}."
             )

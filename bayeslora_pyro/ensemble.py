@@ -1,4 +1,4 @@
-"""Several posteriors that count alike: independent fits, called chains."""
+"""Several posteriors that count alike, called chains: independent fits, or snapshots of them."""
 
 from __future__ import annotations
 

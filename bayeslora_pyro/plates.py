@@ -21,8 +21,9 @@ def draws_plate(num_draws: int) -> Iterator[None]:
         \mathbb{E}_{W_1, \dots, W_S \sim q} \sum_n \log p(y_n \mid x_n, W_{s(n)}),
         \qquad \mathrm{KL} = \frac{1}{S} \sum_s \mathrm{KL}
 
-    The language model does the work of one draw. Of the noise of the weights, what acts alike on all items, as a step
-    of the optimizer sees it, averages out over S.
+    The language model does the work of one draw, and the estimate stays unbiased. Where the gradients of the items
+    agree, the part of their variance that comes from one draw for all is divided by S; where they do not, as of items
+    that pull apart, the variance may also rise.
 
     Args:
         num_draws: The number of draws S; with 1 there is no plate.

@@ -23,7 +23,7 @@ from bayeslora_pyro.progress import progress_bar
 from bayeslora_pyro.transforms import StackedTransform
 from bayeslora_pyro.types import Batch, to_device
 
-__all__ = ["Row", "Run", "group_parameters"]
+__all__ = ["Row", "Run", "check_flipout", "group_parameters"]
 
 Row = dict[str, float]
 """One step of the history: the ELBO and its parts in nats per item, and the KL weight."""
@@ -45,9 +45,13 @@ class Run:
         guide: The guide, changed in place.
         config: The settings.
         checkpoint: The file for the state; None for none.
+
+    Raises:
+        ValueError: If the settings ask for flipout, and the guide cannot have it.
     """
 
     def __init__(self, model: BayesianLora, guide: Guide, config: FitConfig, checkpoint: Path | None) -> None:
+        check_flipout(guide, config)
         self.model, self.guide, self.config, self.checkpoint = model, guide, config, checkpoint
         self.elbo = PartsELBO()  # type: ignore[no-untyped-call]
         self.history: list[Row] = []
@@ -123,8 +127,9 @@ class Run:
         return row
 
     def _estimate(self, batch: Batch, num_draws: int) -> ElboParts:
+        centres = self.guide.centres() if self.config.flipout else None
         try:
-            return self.elbo.parts(self.model, self.guide, batch, num_draws)
+            return self.elbo.parts(self.model, self.guide, batch, num_draws, centres)
         except FloatingPointError as error:
             raise FloatingPointError(f"Step {self.step}: {error} {CURE}") from error
 
@@ -218,6 +223,16 @@ def _numbered(tensors: Mapping[str, Tensor], prefix: str) -> dict[int, dict[str,
             number, _, name = rest.partition(".")
             collected.setdefault(int(number), {})[name] = tensor
     return collected
+
+
+def check_flipout(guide: Guide, config: FitConfig) -> None:
+    """Raises a `ValueError` if the settings ask for flipout, and no stack of the guide can have it."""
+    if config.flipout and not guide.centres():
+        raise ValueError(
+            f"flipout=True needs factors whose entries are independent and symmetric about a mean, and "
+            f"{type(guide).__name__} has none over this prior: fit with flipout=False, or take MeanFieldGuide over a "
+            "prior of the factors themselves, such as GaussianPrior."
+        )
 
 
 def group_parameters(model: BayesianLora, guide: Guide) -> tuple[list[nn.Parameter], ...]:

@@ -91,6 +91,9 @@ class Guide(AbstractPyroModule):
     predictive: str = "network"
     """How its posterior predicts unless told otherwise, one of `PREDICTIVES`."""
 
+    independent_entries: ClassVar[bool] = False
+    """Whether the entries of the latent site are independent, and symmetric about their means."""
+
     def __init__(self, model: GuidedModel, *, noise_scale: float = 0.1, seed: int = 0) -> None:
         super().__init__()
         if not 0 < noise_scale < 1:
@@ -182,6 +185,22 @@ class Guide(AbstractPyroModule):
         return not isinstance(self.get_posterior(stack), dist.Delta)
 
     @final
+    def centres(self) -> dict[str, Tensor]:
+        """The means of the factors, by stack name, where all entries are independent and symmetric about them.
+
+        That is where the family says so, and the latent site is the factor itself. Shapes `(L, d_o, d_i)`.
+        """
+        return {stack.name: mean for stack in self.stacks if (mean := self._centre(stack)) is not None}
+
+    def _centre(self, stack: FactorStack) -> Tensor | None:
+        prior = self.model.prior_of(stack)
+        if not self.independent_entries or prior.latent is None or self.get_transform(stack) is not None:
+            return None
+        mean: Tensor = self.get_base_dist(stack).mean
+        determined = not hasattr(self._own(stack), "raw_noise_scale")
+        return mean if determined and prior.lift(stack, mean) is mean else None
+
+    @final
     def noise_scale(self, stack: FactorStack) -> Tensor:
         r"""The factor :math:`\lambda` of the conditional noise, where the prior has one. Shape `(L,)`."""
         return cast(Tensor, self._own(stack).raw_noise_scale).sigmoid()
@@ -192,12 +211,15 @@ class Guide(AbstractPyroModule):
         return {name: posterior().mean for name, posterior in self._hyper(stack).items()}
 
     @final  # type: ignore[misc]
-    def forward(self, batch: Batch | None = None, num_draws: int = 1) -> dict[str, Tensor]:
+    def forward(
+        self, batch: Batch | None = None, num_draws: int = 1, centres: Weights | None = None
+    ) -> dict[str, Tensor]:
         """Samples the latent sites of all stacks, and the weights where they are a site of their own.
 
         Args:
             batch: What the model takes; of no account here.
             num_draws: The number of draws S that share the batch.
+            centres: What the model takes for flipout; of no account here.
 
         Returns:
             The weights by stack name, `(L, d_o, d_i)`, or `(S, L, d_o, d_i)` for several draws.

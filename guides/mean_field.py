@@ -29,6 +29,8 @@ class MeanFieldGuide(GaussianGuide):
         seed: The seed of the initial location.
     """
 
+    independent_entries = True
+
     def _setup_stack(
         self, stack: FactorStack, own: nn.Module, start: Tensor, generator: torch.Generator
     ) -> None:

@@ -39,6 +39,8 @@ class SquaredScaleGuide(GaussianGuide):
         | https://arxiv.org/abs/2406.11675
     """
 
+    independent_entries = True
+
     def _setup_stack(
         self, stack: FactorStack, own: nn.Module, start: Tensor, generator: torch.Generator
     ) -> None:

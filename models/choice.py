@@ -86,12 +86,12 @@ class Choice(Likelihood):
         """The root of the covariance of a one-hot answer. Shape `(items, answers, answers)`."""
         return categorical_root(scores)
 
-    def items_of_rows(self, batch: Batch) -> Tensor:
+    def item_of_row(self, batch: Batch) -> Tensor:
         """The question that each row of the inputs belongs to. Shape `(rows,)`."""
-        item: Tensor = batch["item"] if self.label_tokens is None else super().items_of_rows(batch)
+        item: Tensor = batch["item"] if self.label_tokens is None else super().item_of_row(batch)
         return item
 
-    def columns_of_rows(self, batch: Batch) -> Tensor | None:
+    def column_of_row(self, batch: Batch) -> Tensor | None:
         """Which of the options of its question each row is; None where a row is asked for all label tokens."""
         return _positions(batch["item"]) if self.label_tokens is None else None
 

@@ -63,11 +63,11 @@ class Likelihood(AbstractPyroModule):
             "linearised predictions and Laplace take Classification, Choice or Regression."
         )
 
-    def items_of_rows(self, batch: Batch) -> Tensor:
+    def item_of_row(self, batch: Batch) -> Tensor:
         """The item that each row of the inputs belongs to. Shape `(rows,)`."""
         return torch.arange(self.num_items(batch), device=main_input(batch).device)
 
-    def columns_of_rows(self, batch: Batch) -> Tensor | None:
+    def column_of_row(self, batch: Batch) -> Tensor | None:
         """The one score that each row of the inputs bears on, `(rows,)`; None where it bears on all of its item."""
         return None
 

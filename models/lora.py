@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import pyro
@@ -11,7 +11,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from bayeslora_pyro.adapters import Adapter, LinearOperator, OperatorFactory
+from bayeslora_pyro.adapters import Adapter, Operator, draw_flips, make_operators
 from bayeslora_pyro.models.ard import ArdPrior
 from bayeslora_pyro.models.base import Prior
 from bayeslora_pyro.models.choice import Choice
@@ -154,14 +154,20 @@ class BayesianLora(PyroModule):
                         parameter.copy_(_redrawn(parameter, generator))
         return model
 
-    def forward(self, batch: Batch, num_draws: int = 1) -> Tensor:
+    def forward(self, batch: Batch, num_draws: int = 1, centres: Weights | None = None) -> Tensor:
         """Samples all factors, runs the language model, and samples or observes `y`.
 
         Args:
             batch: What a collator yields.
             num_draws: The number of draws that share the batch: each serves an equal part of its items.
+            centres: What the factors of some stacks are independent and symmetric about, by stack name: each item then
+                sees their deviations from it with random signs of its own, by flipout.
         """
-        outputs = self.run_with(self.sample_weights(num_draws), batch, shared=num_draws > 1)
+        weights = self.sample_weights(num_draws)
+        operators = make_operators(weights)
+        if centres:
+            operators = make_operators(weights, draw_flips(centres, self.likelihood.item_of_row(batch)))
+        outputs = self.run_with(weights, batch, shared=num_draws > 1, operators=operators)
         y: Tensor = self.likelihood(outputs, batch, self.num_data)
         return y
 
@@ -184,7 +190,7 @@ class BayesianLora(PyroModule):
         batch: Batch,
         *,
         shared: bool = False,
-        make_operator: OperatorFactory = LinearOperator,
+        operators: Mapping[str, Sequence[Operator]] | None = None,
     ) -> Any:
         """Runs the language model with given factors and the head of this model.
 
@@ -192,12 +198,10 @@ class BayesianLora(PyroModule):
             weights: The factors by stack name.
             batch: What a collator yields.
             shared: Whether S draws share the items of the batch, instead of each seeing all of them.
-            make_operator: What applies a factor to activations.
+            operators: What applies the factors to activations, by stack name, where it is not a linear map.
         """
         head, options = self.head_values(), self.likelihood.model_arguments(batch)
-        return self.adapter.run_with(
-            weights, batch, head, shared=shared, make_operator=make_operator, **options
-        )
+        return self.adapter.run_with(weights, batch, head, shared=shared, operators=operators, **options)
 
     def head_values(self) -> dict[str, Tensor]:
         """The parameters outside LoRA, by their names in the PEFT model."""

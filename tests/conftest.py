@@ -40,3 +40,10 @@ def untouched_rng() -> Iterator[None]:
         pytest.fail("PyTorch's global generator was moved.")
     if numpy_state != np.random.get_state()[1].tolist():
         pytest.fail("NumPy's global generator was moved.")
+
+
+@pytest.fixture
+def local_parameters() -> Iterator[None]:
+    """Models and guides read their parameters from themselves, not from Pyro's store."""
+    with pyro.settings.context(module_local_params=True):
+        yield

@@ -5,6 +5,8 @@ from torch.distributions import MultivariateNormal
 
 from bayeslora_pyro.distributions import InducedNormal
 
+from .exact import rand
+
 # Batch shape, p, q, d_o, d_i. The noise has a branch for `d_o q <= p d_i` and one for the rest.
 SHAPES = {
     "wide": ((), 2, 3, 3, 5),
@@ -18,10 +20,6 @@ SHAPES = {
     "a batch, tall": ((3,), 2, 2, 5, 2),
     "a batch of batches": ((2, 2), 3, 2, 2, 3),
 }
-
-
-def rand(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def symbols(name, nugget=0.4):
@@ -66,7 +64,3 @@ def one_by_one(name, **changes):
 def dense(name, **changes):
     """The same distribution as one dense multivariate normal per factor."""
     return [MultivariateNormal(*dense_moments(**single)) for single in one_by_one(name, **changes)]
-
-
-def close(actual, expected, tolerance=1e-11):
-    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)

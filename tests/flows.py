@@ -4,6 +4,8 @@ import torch
 
 from bayeslora_pyro.transforms import TRANSFORMS, StackedTransform, find_transform, iterated
 
+from .exact import perturb, rand
+
 TWICE = ("affine_autoregressive", "affine_coupling", "planar", "spline_coupling")
 COMPOSED = ("permute+affine_autoregressive", "householder+spline+batch_norm", "spline_coupling+sylvester")
 FLOWS = {
@@ -33,15 +35,6 @@ NOTHING_AT_RANDOM = {"batch_norm", "matrix_exponential", "spline"}
 FACTORS, ROWS, DIM = 3, 2, 5
 
 
-def perturb(module, scale=0.3, seed=1):
-    """Move all parameters, in place and not through `.data`."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return module
-
-
 def stack(
     factory,
     *,
@@ -59,7 +52,7 @@ def stack(
 
 
 def value(*shape, seed=2):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return rand(*shape, seed=seed)
 
 
 def check_log_det(transform, x, event_dim=1):

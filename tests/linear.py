@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from .dense import rand
+from .exact import rand
 
 
 class LinearLanguageModel(nn.Module):

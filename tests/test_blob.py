@@ -2,6 +2,7 @@
 
 import math
 from types import SimpleNamespace
+from unittest import mock
 
 import pyro
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from bayeslora_pyro import elbo
+from bayeslora_pyro.adapters import operators
 from bayeslora_pyro.config import FitConfig
 from bayeslora_pyro.elbo import PartsELBO
 from bayeslora_pyro.guides import SquaredScaleGuide
@@ -20,16 +22,11 @@ from bayeslora_pyro.methods.blob import cycle_length
 from bayeslora_pyro.models import BayesianLora, Regression
 from bayeslora_pyro.posterior import Posterior
 
-from .dense import rand
+from .exact import rand
 from .noise import affine, drawn_from
 from .tiny import tiny_batch, tiny_bert
 
-
-@pytest.fixture(autouse=True)
-def local_parameters():
-    """Models and guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
+pytestmark = pytest.mark.usefixtures("local_parameters")
 
 
 class LinearMap(nn.Module):
@@ -73,7 +70,7 @@ def at_the_point():
     return recipe, parameters
 
 
-def check_gradients():
+def check_gradients(sign=1.0):
     """The noise is 1.5 and the weight of the divergence 0.1; x = 2, y = 1.
 
     A = M + G^2 noise = 0.5 + 0.16 * 1.5 = 0.74, and the output B A x = 0.74, its error -0.26.
@@ -81,19 +78,33 @@ def check_gradients():
     d NLL / dA = -0.26 B x = -0.26      d NLL / dM = -0.26
                                         d NLL / dG = -0.26 * 2 G noise = -0.26 * 1.2 = -0.312
     d NLL / dB = -0.26 A x = -0.3848
+
+    Flipped, A = M - G^2 noise = 0.26, the output is 0.26, and its error -0.74.
+
+    d NLL / dA = -0.74 B x = -0.74      d NLL / dM = -0.74
+                                        d NLL / dG = -0.74 * -2 G noise = 0.74 * 1.2 = 0.888
+    d NLL / dB = -0.74 A x = -0.3848
     d KL / dM = M / 0.2^2 = 12.5        d KL / dG = 2 G^3 / 0.2^2 - 2 / G = 3.2 - 5 = -1.8
     """
     recipe, parameters = at_the_point()
-    with drawn_from(torch.tensor([1.5])):
-        PartsELBO().parts(recipe.model, recipe.guide, ITEM).loss(0.1).backward()
-    wanted = {"M": -0.26 + 0.1 * 12.5, "G": -0.312 - 0.1 * 1.8, "B": -0.3848}
+    with drawn_from(torch.tensor([1.5])), flipped(sign):
+        PartsELBO().parts(recipe.model, recipe.guide, ITEM, 1, recipe.guide.centres()).loss(0.1).backward()
+    likelihood = {1.0: {"M": -0.26, "G": -0.312}, -1.0: {"M": -0.74, "G": 0.888}}[sign]
+    wanted = {"M": likelihood["M"] + 0.1 * 12.5, "G": likelihood["G"] - 0.1 * 1.8, "B": -0.3848}
     found = {name: parameter.grad.item() for name, parameter in parameters.items()}
     assert found == pytest.approx(wanted, rel=1e-12)
 
 
+def flipped(sign):
+    """Has flipout give the one deviation this sign."""
+    signs = [torch.ones(1, 1, 1).double(), torch.full((1, 1, 1), sign).double()]
+    return mock.patch.object(operators, "_signs", side_effect=signs)
+
+
 class TestUpdate:
-    def test_gradients_worked_by_hand(self):
-        check_gradients()
+    @pytest.mark.parametrize("sign", [1.0, -1.0])
+    def test_gradients_worked_by_hand(self, sign):
+        check_gradients(sign)
 
     def test_divergence_the_wrong_way_round_would_be_caught(self, monkeypatch):
         monkeypatch.setattr(elbo, "kl_divergence", lambda q, p: kl_divergence(p, q))
@@ -112,14 +123,16 @@ class TestUpdate:
         with pytest.raises(AssertionError):
             check_gradients()
 
-    def test_first_step_goes_against_the_gradients(self):
-        # The first step of AdamW is the step size, against the sign: with the weight 0.1, M falls, G and B grow.
+    @pytest.mark.parametrize("sign", [1.0, -1.0])
+    def test_first_step_goes_against_the_gradients(self, sign):
+        # The first step of AdamW is the step size, against the sign: with the weight 0.1, M falls, G and B grow; under
+        # the other sign, G falls.
         recipe, parameters = at_the_point()
         settings = {"num_steps": 1, "kl_cycle": 0, "kl_weight": 0.1, "progress": False}
-        with drawn_from(torch.tensor([1.5])):
+        with drawn_from(torch.tensor([1.5])), flipped(sign):
             fit(recipe.model, recipe.guide, [ITEM], recipe.config, **settings)
         found = {name: parameter.item() for name, parameter in parameters.items()}
-        assert found == pytest.approx({"M": 0.5 - 5e-4, "G": 0.4 + 5e-4, "B": 0.5 + 5e-4}, rel=1e-6)
+        assert found == pytest.approx({"M": 0.5 - 5e-4, "G": 0.4 + sign * 5e-4, "B": 0.5 + 5e-4}, rel=1e-6)
 
 
 def degenerate_kl(q, p, directions):
@@ -210,6 +223,7 @@ def test_recipe_is_the_published_one():
     assert recipe.model.prior_of(a).config() == {"scale": 0.2, "width_scaled": False}
     assert recipe.model.prior_of(b).latent is None
     assert recipe.config.kl_cycle == 65
+    assert (recipe.config.flipout, recipe.config.draws_per_batch) == (True, 1)
     deviation = recipe.guide.get_base_dist(a).stddev
     assert 0.05**2 / 2 <= deviation.min() <= deviation.max() <= 0.05**2 * (1 + 1e-6)
 

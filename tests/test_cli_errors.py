@@ -35,6 +35,7 @@ MISTAKES = {
     "not a number": (f"{FIT} --learning-rate nan", ["--learning-rate nan", "give a number"]),
     "no steps": (f"{FIT} --num-steps 0", ["--num-steps 0", "at least 1"]),
     "unknown schedule": (f"{FIT} --schedule step", ["--schedule step", "constant, linear, cosine"]),
+    "nothing to flip": (f"{FIT} --method lora --flipout", ["--flipout True", "flipout=False"]),
     "unknown precision": (f"{FIT} --dtype half", ["--dtype half", "float16"]),
     "no model": ("fit --data reviews.csv", ["--model is missing", "minilm"]),
     "no data": ("fit --model {bert}", ["--task or --data is missing"]),
@@ -292,4 +293,10 @@ def test_documented_commands_are_understood(tmp_path: Path, monkeypatch) -> None
     calls = [parse(line.split()) for line in lines]
     assert {call.command for call in calls} == {"fit", "evaluate", "report", "draws"}
     flags = {option.flag for command in COMMANDS.values() for option in command.options}
-    assert set(re.findall(r"--[a-z][a-z.-]+", text)) - flags <= {"--help", "--debug", "--config", "--no-khat"}
+    assert set(re.findall(r"--[a-z][a-z.-]+", text)) - flags <= {
+        "--help",
+        "--debug",
+        "--config",
+        "--no-khat",
+        "--no-flipout",
+    }

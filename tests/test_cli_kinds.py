@@ -11,6 +11,7 @@ import torch
 from bayeslora_pyro import Choice, Posterior, metrics
 from bayeslora_pyro.diagnostics import load_arviz
 from bayeslora_pyro.diagnostics.arrays import datasets
+from bayeslora_pyro.methods.blob import cycle_length
 from bayeslora_pyro.tasks import load_base_model, load_file, make_loader, split
 
 from .cli_files import FAST, MOODS, STARS, bayeslora, bert, fitted, llama, load_run, questions, reviews, write
@@ -61,6 +62,21 @@ def test_settings_reach_the_random_one_of_two_priors(fitted: Path, bert: Path, t
     assert posterior.model.priors["A"].config() == {"scale": 0.3, "width_scaled": False}
     assert posterior.model.priors["B"].latent is None
     assert posterior.guide.config()["scale"] == 0.01
+
+
+def test_settings_of_the_method_depend_on_the_size_of_a_batch(
+    fitted: Path, bert: Path, tmp_path: Path
+) -> None:
+    settings = {}
+    for size in (4, 16):
+        arguments = ["--model", bert, "--data", fitted / "reviews.csv", *MOODS, "--r", 2, "--num-steps", 1]
+        flags = ["--method", "blob", "--batch-size", size, "--output", tmp_path / f"run{size}"]
+        assert bayeslora("fit", *arguments, *flags, *([] if size == 4 else ["--no-flipout"])) == 0
+        settings[size] = json.loads((tmp_path / f"run{size}" / "run.json").read_text())
+    num_data = settings[4]["data"]["train"]
+    cycles = {size: run["fit"]["kl_cycle"] for size, run in settings.items()}
+    assert cycles == {size: cycle_length(num_data, size) for size in (4, 16)}
+    assert [run["fit"]["flipout"] for run in settings.values()] == [True, False]
 
 
 def test_settings_reach_the_parts(fitted: Path, bert: Path, tmp_path: Path) -> None:
@@ -116,12 +132,21 @@ def test_regression_is_in_the_units_of_the_target(bert: Path, tmp_path: Path, ca
     assert set(observed.round(4)) <= {round(each["stars"], 4) for each in reviews(60)}
 
 
-def test_regression_without_a_test_set_is_reported_without_predictions(bert: Path, tmp_path: Path) -> None:
+def test_regression_without_a_test_set_is_reported_without_predictions(
+    bert: Path, tmp_path: Path, capsys
+) -> None:
     data, folder = write(tmp_path / "stars.csv", reviews(40)), tmp_path / "run"
     run = ["--model", bert, "--data", data, *STARS, *FAST, "--test", 0, "--output", folder]
     assert bayeslora("fit", *run) == 0
     assert bayeslora("report", folder, "--num-draws", 3) == 0
     assert "without labelled predictions" in (folder / "report.html").read_text()
+    capsys.readouterr()
+    for command, cure in (("evaluate", "give a file with --data"), ("report", "leave out --shift")):
+        assert bayeslora(command, folder, "--shift", data) == 2
+        (message,) = capsys.readouterr().err.splitlines()
+        assert message.startswith(
+            f"bayeslora: {folder} has no test set (it was fitted with --test 0): {cure}"
+        )
 
 
 def test_multiple_choice_with_a_decoder(llama: Path, tmp_path: Path, capsys) -> None:

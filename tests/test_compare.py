@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from bayeslora_pyro import METHODS, Posterior, compare, metrics
+from bayeslora_pyro import METHODS, BayesianLora, MeanFieldGuide, Posterior, compare, metrics
 from bayeslora_pyro.diagnostics import khat, to_arviz
 from bayeslora_pyro.diagnostics.arrays import compare_loo, leave_one_out
+from bayeslora_pyro.diagnostics.comparison import Comparison
 from bayeslora_pyro.diagnostics.information import waic
 
 from .fakes import FakeNumbers, FakePosterior, FakeTexts, items, number_items
@@ -148,6 +149,28 @@ def test_real_posteriors_and_a_point_among_them() -> None:
     assert {"khat", "elpd_loo", "elpd_waic"} <= bayesian.keys()
 
 
+def test_one_factor_at_random_is_enough_for_khat() -> None:
+    model = BayesianLora(tiny_bert(), {"A": "gaussian", "B": "point"}, num_data=5)
+    (row,) = compare({"A": Posterior(model, MeanFieldGuide(model))}, [tiny_batch()], num_draws=30).table
+    assert "khat" in row
+
+
+def test_more_posteriors_than_colours_are_told_apart() -> None:
+    rows = [{"name": str(i), "nll": i, "ece": i, "elpd_loo": i, "se": 1.0} for i in range(7)]
+    looks = {
+        (points.get_facecolor().tobytes(), points.get_paths()[0].vertices.tobytes())
+        for points in Comparison(rows).figure().axes[1].collections
+    }
+    assert len(looks) == 7
+
+
+def test_text_is_text_in_a_notebook_too(monkeypatch) -> None:
+    comparison = Comparison([{"name": "mean field", "nll": 0.5, "elpd_diff": -0.01}])
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert "mean field" in str(comparison)
+    assert "-0.0" not in str(comparison)
+
+
 def test_what_is_shown(tmp_path) -> None:
     evil = "<b>[bold]mean field[/bold]</b>"
     comparison = compare({evil: FakePosterior(), "flow": FakePosterior(guide_mean=0.2)}, items(40))
@@ -156,8 +179,12 @@ def test_what_is_shown(tmp_path) -> None:
     page = Page(source)
     assert [each.name for each in path.parent.iterdir()] == ["compare.html"]
     assert "http" not in source
-    assert "<b>" not in source + comparison._repr_html_()
+    shown_by_itself = comparison._repr_html_()
+    assert "<b>" not in source + shown_by_itself
+    assert "<svg" in source
+    assert "var(" not in shown_by_itself  # a notebook does not know the colours of the page
     text = str(comparison)
+    assert repr(comparison) == text
     for shown in (
         f"{comparison.table[0]['nll']:.3f}",
         "k-hat",

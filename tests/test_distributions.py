@@ -6,7 +6,8 @@ import torch
 from bayeslora_pyro import distributions
 from bayeslora_pyro.distributions import InducedNormal
 
-from .dense import SHAPES, close, dense, dense_side, make, rand, symbols
+from .dense import SHAPES, dense, dense_side, make, symbols
+from .exact import close, rand
 from .noise import affine
 
 

@@ -6,7 +6,8 @@ from torch.distributions import kl_divergence
 
 from bayeslora_pyro.distributions import InducedNormal
 
-from .dense import SHAPES, close, dense, make, rand, symbols
+from .dense import SHAPES, dense, make, symbols
+from .exact import close, rand
 
 
 def pair(name, q_scale=None, **changes):

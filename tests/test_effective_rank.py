@@ -11,14 +11,10 @@ from bayeslora_pyro.elbo import PartsELBO
 from bayeslora_pyro.guides import MeanFieldGuide
 from bayeslora_pyro.models import ArdPrior, effective_rank, effective_ranks
 
-from .test_weight_priors import RANK, close, model_with
+from .exact import close
+from .small_priors import RANK, moved_model
 
-
-@pytest.fixture(autouse=True)
-def local_parameters():
-    """Models and guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
+pytestmark = pytest.mark.usefixtures("local_parameters")
 
 
 class TestEffectiveRank:
@@ -40,7 +36,7 @@ class TestEffectiveRank:
 
     @pytest.mark.parametrize("b", ["ard", "gaussian"])
     def test_of_an_update_is_that_of_both_factors(self, b):
-        model = model_with({"A": "ard", "B": b})
+        model = moved_model({"A": "ard", "B": b})
         stacks, ranks = model.stacks, effective_ranks(model)
         for index, module in enumerate(stacks[0].adapters):
             pair = [
@@ -54,7 +50,7 @@ class TestEffectiveRank:
             assert 1 < ranks[module] < RANK
 
     def test_of_each_draw(self):
-        model = model_with(ArdPrior(concentration=2.5))
+        model = moved_model(ArdPrior(concentration=2.5))
         draws = {f"{stack.name}.precision": torch.ones(7, len(stack), RANK) for stack in model.stacks}
         draws["A_2x4.precision"][3, 0, 1] = 1e9
         query, value = effective_ranks(model, draws).values()
@@ -65,12 +61,12 @@ class TestEffectiveRank:
 
     def test_without_such_a_prior(self):
         with pytest.raises(ValueError, match="give some of them ArdPrior"):
-            effective_ranks(model_with("gaussian"))
+            effective_ranks(moved_model("gaussian"))
 
     @pytest.mark.parametrize("used", [1, 2])
     def test_is_learned_from_the_data(self, used):
         """Factors are observed with noise, and all but some of their ranks are zero."""
-        model = model_with(ArdPrior())
+        model = moved_model(ArdPrior())
         guide = MeanFieldGuide(model)
         ranks = (torch.arange(RANK) < used).double()
         truth = {

@@ -2,7 +2,6 @@
 
 import math
 
-import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
@@ -18,8 +17,11 @@ from bayeslora_pyro.models import BayesianLora, Choice, InducingPrior, NextToken
 from bayeslora_pyro.transforms import StackedTransform
 from bayeslora_pyro.vec_normal import VecNormal
 
+from .exact import close, perturb
 from .noise import drawn_from, expectation
 from .tiny import tiny_batch, tiny_bert, tiny_llama
+
+pytestmark = pytest.mark.usefixtures("local_parameters")
 
 PRIORS = {
     "inducing": lambda: InducingPrior(2, 3, nugget=0.1),
@@ -29,28 +31,11 @@ PRIORS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def local_parameters():
-    """Models and guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
-
-
 def make(prior, guide, targets=("query", "value"), **options):
     peft_model = tiny_bert(hidden=4, num_layers=1, targets=targets, dtype=torch.float64)
     model = BayesianLora(peft_model, PRIORS[prior](), num_data=20)
     guide = GUIDES[guide](model, **options)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in guide.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-    return model, guide
-
-
-def close(actual, expected, tolerance=1e-9):
-    torch.testing.assert_close(
-        actual, torch.as_tensor(expected, dtype=torch.float64), rtol=tolerance, atol=tolerance
-    )
+    return model, perturb(guide, 0.2, seed=3)
 
 
 def latent_kl(model, guide, estimator=None):

@@ -18,13 +18,13 @@ def data(kind: str = "classification") -> list[dict[str, torch.Tensor]]:
     return [tiny_batch(kind, seed=seed) for seed in range(2)]
 
 
-def fitted(kind: str = "classification", num_chains: int = 2, **options) -> FitResult:
+def fitted(kind: str = "classification", num_chains: int = 2, num_steps: int = 2, **options) -> FitResult:
     model = BayesianLora(tiny_bert(random_b=False, **KINDS[kind]), "inducing", kind, num_data=10)
     return fit(
         model,
         MeanFieldGuide(model),
         data(kind),
-        num_steps=2,
+        num_steps=num_steps,
         num_chains=num_chains,
         progress=False,
         **options,
@@ -144,3 +144,10 @@ def test_interrupted_chains_go_on_to_the_same_numbers(tmp_path: Path) -> None:
 def test_arviz_takes_chains() -> None:
     container = to_arviz(fitted().chains, data(), num_draws=4)
     assert dict(container.posterior.sizes)["chain"] == 2
+    assert (container.attrs["num_fits"], container.attrs["chain"]) == (2, "one independent fit each")
+
+
+def test_arviz_knows_snapshots_from_independent_fits() -> None:
+    container = to_arviz(fitted(num_steps=4, snapshots=2).chains, data(), num_draws=4)
+    assert dict(container.posterior.sizes)["chain"] == 4
+    assert (container.attrs["num_fits"], container.attrs["chain"]) == (2, "one snapshot of a fit each")

@@ -1,6 +1,5 @@
 """What the Gaussian families are: their covariances, where they start, and their posterior where it is Gaussian."""
 
-import pyro
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -21,11 +20,13 @@ from bayeslora_pyro.guides.cholesky import CholeskyFactor
 from bayeslora_pyro.guides.flow import BASES
 from bayeslora_pyro.models import BayesianLora, GaussianPrior, Regression
 
-from .dense import close, rand
+from .exact import close, rand
 from .noise import affine, drawn_from, expectation, num_draws
 from .test_matrix_normal import tril
 from .test_truth import NOISE, SCALE, LinearLanguageModel
 from .tiny import tiny_bert
+
+pytestmark = pytest.mark.usefixtures("local_parameters")
 
 FAMILIES = {
     "mean_field": MeanFieldGuide,
@@ -33,13 +34,6 @@ FAMILIES = {
     "low_rank": LowRankGuide,
     "full_rank": FullRankGuide,
 }
-
-
-@pytest.fixture(autouse=True)
-def local_parameters():
-    """Models and guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
 
 
 def covariance(own):

@@ -2,7 +2,6 @@
 
 import math
 
-import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
@@ -13,15 +12,12 @@ from bayeslora_pyro.elbo import PartsELBO
 from bayeslora_pyro.guides import DeltaGuide, MeanFieldGuide
 from bayeslora_pyro.models import GlobalInducingPrior
 
+from .exact import close
 from .noise import affine, expectation
-from .test_inducing_priors import close, draw_sites, model_with
+from .small_priors import moved_model
+from .test_inducing_priors import draw_sites
 
-
-@pytest.fixture(autouse=True)
-def local_parameters():
-    """Models and guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
+pytestmark = pytest.mark.usefixtures("local_parameters")
 
 
 def common(num_shared=2, **options):
@@ -52,19 +48,19 @@ def check_global(model):
     lift = torch.block_diag(*(matrix for _, matrix in lifts))
     noise = torch.block_diag(*(scale**2 * torch.eye(len(m)) - m @ m.T for scale, m in lifts))
     _, root = affine(lambda: draw_sites(model, "W"))
-    close(root @ root.T, lift @ covariance @ lift.T + noise)
+    close(root @ root.T, lift @ covariance @ lift.T + noise, 1e-9)
     white = torch.block_diag(*(scale**2 * torch.eye(len(m)) for scale, m in lifts))
-    close((root @ root.T).diagonal(), white.diagonal())
+    close((root @ root.T).diagonal(), white.diagonal(), 1e-9)
 
 
 class TestGlobal:
     @pytest.mark.parametrize("num_shared", [1, 3])
     def test_layers_are_correlated_and_each_is_white(self, num_shared):
-        check_global(model_with(common(num_shared)))
+        check_global(moved_model(common(num_shared)))
 
     def test_a_share_instead_of_its_root_would_be_caught(self, monkeypatch):
         mixing = GlobalInducingPrior.mixing
-        model = model_with(common())
+        model = moved_model(common())
         latent_prior = GlobalInducingPrior.latent_prior
 
         def wrong(self, stack, **given):
@@ -77,7 +73,7 @@ class TestGlobal:
 
     @pytest.mark.parametrize("counted", [1, 2])
     def test_divergence_is_the_dense_one_with_the_shared_site_once(self, counted, monkeypatch):
-        model = model_with(common(), targets=["query"])
+        model = moved_model(common(), targets=["query"])
         guide = MeanFieldGuide(model, scale=0.3, noise_scale=0.5)
         if counted == 2:  # the fault: one of two stacks more than there should be
             monkeypatch.setattr(PartsELBO, "parts", counted_twice(PartsELBO.parts))
@@ -109,7 +105,7 @@ class TestGlobal:
                 close(found, truth, 1e-7)
 
     def test_one_for_each_role_has_shared_sites_of_its_own(self):
-        model = model_with({"A": common(), "B": common()})
+        model = moved_model({"A": common(), "B": common()})
         guide = MeanFieldGuide(model)
         for program in (model.sample_weights, guide):
             nodes = poutine.trace(program).get_trace().nodes
@@ -118,7 +114,7 @@ class TestGlobal:
             assert all(nodes[name]["cond_indep_stack"] == () for name in shared)
 
     def test_point(self):
-        guide = DeltaGuide(model_with(common(scale_prior=0.5)))
+        guide = DeltaGuide(moved_model(common(scale_prior=0.5)))
         assert isinstance(guide.A_2x4.shared["U"](), dist.Delta)
         assert isinstance(guide.A_2x4.hyper["scale"](), dist.Delta)
 

@@ -146,13 +146,6 @@ class TestPlainPyroAgain:
         assert losses[-10:].mean() < 0.5 * losses[:10].mean()
 
 
-@pytest.fixture
-def local_parameters():
-    """Models and guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
-
-
 @pytest.mark.usefixtures("local_parameters")
 class TestDraws:
     @pytest.mark.parametrize("guide", GUIDES)

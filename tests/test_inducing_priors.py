@@ -11,45 +11,13 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from bayeslora_pyro.elbo import PartsELBO
 from bayeslora_pyro.guides import MeanFieldGuide
 from bayeslora_pyro.linalg import InducingMap
-from bayeslora_pyro.models import BayesianLora, InducingPrior
+from bayeslora_pyro.models import InducingPrior
 
+from .exact import close, rand
 from .noise import affine
-from .tiny import tiny_bert
+from .small_priors import draw, moved_model
 
-HIDDEN = 4
-
-
-@pytest.fixture(autouse=True)
-def local_parameters():
-    """Models and guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
-
-
-def model_with(prior, targets=("query", "value"), seed=0):
-    """A model whose prior has moved from its start."""
-    peft_model = tiny_bert(hidden=HIDDEN, num_layers=1, targets=targets, dtype=torch.float64)
-    model = BayesianLora(peft_model, prior, num_data=10)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.priors.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return model
-
-
-def close(actual, expected, tolerance=1e-9):
-    torch.testing.assert_close(
-        actual, torch.as_tensor(expected, dtype=torch.float64), rtol=tolerance, atol=tolerance
-    )
-
-
-def rand(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def draw(model, stack):
-    with pyro.plate(stack.name, len(stack)):
-        return model.prior_of(stack).sample_weights(stack)
+pytestmark = pytest.mark.usefixtures("local_parameters")
 
 
 def draw_sites(model, kind):
@@ -82,7 +50,7 @@ def check_plain(model, other):
     """Compares the plain model with the whitened one, by a change of variables, and with dense covariances."""
     for stack in model.stacks:
         (k_row, k_col), (l_row, l_col) = sides(model, stack)
-        latent, weights = rand(len(stack), 2, 3), rand(len(stack), *stack.shape, seed=2)
+        latent, weights = rand(len(stack), 2, 3, seed=1), rand(len(stack), *stack.shape, seed=2)
         log_det = 3 * l_row.logdet() + 2 * l_col.logdet()
         whitened = log_joint(other, stack, V=latent, W=weights) - log_det
         close(log_joint(model, stack, U=l_row @ latent @ l_col.mT, W=weights), whitened)
@@ -96,24 +64,24 @@ def check_plain(model, other):
 
 
 def whitened_like(model):
-    other = model_with(InducingPrior(2, 3, scale=0.7, nugget=0.3, learn_scale=False))
+    other = moved_model(InducingPrior(2, 3, scale=0.7, nugget=0.3, learn_scale=False))
     other.load_state_dict(model.state_dict())
     return other
 
 
 class TestPlain:
     def test_is_the_whitened_model(self):
-        model = model_with(plain())
+        model = moved_model(plain())
         check_plain(model, whitened_like(model))
 
     def test_a_conditional_that_forgets_to_whiten_would_be_caught(self, monkeypatch):
-        model = model_with(plain())
+        model = moved_model(plain())
         monkeypatch.setattr(InducingMap, "whiten", lambda self, inducing: inducing)
         with pytest.raises(AssertionError):
             check_plain(model, whitened_like(model))
 
     def test_divergence_of_the_weights_is_a_closed_form(self):
-        model = model_with(plain())
+        model = moved_model(plain())
         guide = MeanFieldGuide(model, scale=0.2, noise_scale=0.3)
         parts = PartsELBO().parts(model.sample_weights, guide)
         for stack in model.stacks:
@@ -121,7 +89,7 @@ class TestPlain:
             close(parts.kl[f"{stack.name}.W"].detach(), len(stack) * math.prod(stack.shape) * per_entry)
 
     def test_divergence_of_the_inducing_matrix_is_the_dense_one(self):
-        model = model_with(plain())
+        model = moved_model(plain())
         guide = MeanFieldGuide(model, scale=0.2)
         parts = PartsELBO().parts(model.sample_weights, guide)
         for stack in model.stacks:
@@ -137,7 +105,7 @@ class TestPlain:
 
     @pytest.mark.parametrize("scale_prior", [None, 0.5])
     def test_warm_start(self, scale_prior):
-        model = model_with(plain(scale_prior=scale_prior))
+        model = moved_model(plain(scale_prior=scale_prior))
         guide = MeanFieldGuide(model, scale=1e-15, noise_scale=1e-15)
         with torch.no_grad():
             for name, parameter in guide.named_parameters():
@@ -170,15 +138,15 @@ def check_random_scale(model, scale=0.7, deviation=0.4):
 
 class TestRandomScale:
     def test_density_and_weights_given_it(self):
-        check_random_scale(model_with(random_scale()))
+        check_random_scale(moved_model(random_scale()))
 
     def test_a_deviation_taken_for_a_variance_would_be_caught(self):
         with pytest.raises(AssertionError):
-            check_random_scale(model_with(random_scale(0.4**0.5)))
+            check_random_scale(moved_model(random_scale(0.4**0.5)))
 
     def test_is_not_learned_as_well(self):
         assert not any(
-            name.endswith("log_scale") for name, _ in model_with(random_scale()).named_parameters()
+            name.endswith("log_scale") for name, _ in moved_model(random_scale()).named_parameters()
         )
 
     def test_deviation_is_positive(self):

@@ -6,7 +6,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 
 from bayeslora_pyro.kronecker_normal import KroneckerNormal
 
-from .dense import rand
+from .exact import rand
 
 # batch, m, n, p, q
 SHAPES = {

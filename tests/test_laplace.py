@@ -12,7 +12,7 @@ from bayeslora_pyro import BayesianLora, Choice, DeltaGuide, Posterior, Regressi
 from bayeslora_pyro.curvature import Full, Record, accumulate, record, score_moments
 from bayeslora_pyro.isolation import evaluating
 
-from .dense import rand
+from .exact import rand
 from .linear import linear_data, linear_lora
 from .tiny import tiny_batch, tiny_bert, tiny_llama
 

@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import pyro
 import pyro.poutine as poutine
 import pytest
 import torch
@@ -11,14 +10,9 @@ from bayeslora_pyro.models import LIKELIHOODS, BayesianLora, Choice, Classificat
 
 from .tiny import tiny_batch, tiny_bert, tiny_llama
 
+pytestmark = pytest.mark.usefixtures("local_parameters")
+
 ANSWERS = (5, 7, 9)
-
-
-@pytest.fixture(autouse=True)
-def local_parameters():
-    """Models read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
 
 
 def pad_left(batch):

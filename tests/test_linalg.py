@@ -5,6 +5,8 @@ import torch
 
 from bayeslora_pyro.linalg import InducingMap, orthonormal_factor
 
+from .exact import rand
+
 SHAPES = {
     "fewer than the side": ((), 3, 5),
     "as many": ((), 4, 4),
@@ -13,10 +15,6 @@ SHAPES = {
     "a batch": ((3,), 2, 5),
     "a batch of batches": ((2, 3), 5, 3),
 }
-
-
-def rand(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def make(name, nugget=0.5):

@@ -8,7 +8,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from bayeslora_pyro import matrix_normal as module
 from bayeslora_pyro.matrix_normal import MatrixNormal
 
-from .dense import close, rand
+from .exact import close, rand
 from .noise import affine
 
 # Batch shape, rows, columns.

@@ -1,6 +1,5 @@
 """Methods against their published update rules, on tiny cases worked by hand."""
 
-import pyro
 import pytest
 import torch
 
@@ -10,12 +9,7 @@ from bayeslora_pyro.methods import METHODS
 
 from .tiny import tiny_batch, tiny_bert
 
-
-@pytest.fixture(autouse=True)
-def local_parameters():
-    """Models and guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
+pytestmark = pytest.mark.usefixtures("local_parameters")
 
 
 def gradients(method, **changes):

@@ -8,7 +8,7 @@ from torch.distributions import Categorical, MixtureSameFamily
 
 from bayeslora_pyro.normal_mixture import NormalMixture
 
-from .dense import close, rand
+from .exact import close, rand
 
 PARAMETERS = ("loc", "scale", "logits")
 SHAPES = {"one entry": (2, 1, 1), "three components": (3, 1, 1), "two entries": (2, 1, 2)}

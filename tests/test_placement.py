@@ -2,7 +2,6 @@
 
 from fnmatch import fnmatchcase
 
-import pyro
 import pytest
 import torch
 
@@ -13,14 +12,9 @@ from bayeslora_pyro.models.placement import Placement
 
 from .tiny import tiny_batch, tiny_bert, tiny_llama
 
+pytestmark = pytest.mark.usefixtures("local_parameters")
+
 FIRST, SECOND = (f"bert.encoder.layer.{layer}.attention.self.query" for layer in (0, 1))
-
-
-@pytest.fixture(autouse=True)
-def local_parameters():
-    """Models and guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
 
 
 def chosen(keys, role="A", module=FIRST):

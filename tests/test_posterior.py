@@ -12,17 +12,14 @@ from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.prediction import Prediction, RegressionPrediction
 from bayeslora_pyro.tiling import draws_per_pass
 
+from .exact import perturb
 from .test_adapters import two_adapters
 from .tiny import VOCABULARY, tiny_batch, tiny_bert, tiny_llama
 
 
 def perturbed(guide: Guide, seed: int = 0) -> Guide:
     """A guide as if it had been fitted: with parameters of its own, flows away from the identity."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in guide.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return guide
+    return perturb(guide, 0.1, seed)
 
 
 def posterior_of(

@@ -1,6 +1,7 @@
 """The priors: what they sample, what they keep to themselves, and LoRA as their limit."""
 
 import copy
+from functools import partial
 
 import pyro
 import pyro.poutine as poutine
@@ -13,29 +14,17 @@ from bayeslora_pyro.models import PRIORS, BayesianLora, GaussianPrior, InducingP
 from bayeslora_pyro.models.base import Prior
 from bayeslora_pyro.posterior import Posterior
 
+from .exact import close
 from .noise import affine, expectation
-from .small_priors import ALL, SMALL
+from .small_priors import ALL, RANK, SMALL, draw, small_model
 from .tiny import tiny_batch, tiny_bert, tiny_llama
+
+pytestmark = pytest.mark.usefixtures("local_parameters")
 
 # Sizes p, q of the inducing matrix, from fewer than the rank 2 to more than either side (2 and 8).
 SIZES = [(1, 1), (2, 3), (3, 2), (4, 9)]
-RANK = 2
 
-
-@pytest.fixture(autouse=True)
-def local_parameters():
-    """Guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
-
-
-def model_with(prior, **options):
-    peft_model = tiny_bert(rank=RANK, hidden=8, num_layers=1, dtype=torch.float64)
-    return BayesianLora(peft_model, prior, num_data=10, **options)
-
-
-def close(actual, expected, tolerance=1e-12):
-    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+model_with = partial(small_model, hidden=8)
 
 
 class TestEveryPrior:
@@ -106,11 +95,6 @@ class TestEveryPrior:
             model_with("spike")
 
 
-def prior_draw(model, stack):
-    with pyro.plate(stack.name, len(stack)):
-        return model.prior_of(stack).sample_weights(stack)
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("moved", [0.0, 1.0])
 def test_marginal_of_the_weights_is_white_whatever_the_locations(size, moved):
@@ -119,7 +103,7 @@ def test_marginal_of_the_weights_is_white_whatever_the_locations(size, moved):
         for parameter in model.priors.parameters():
             parameter.add_(moved * torch.randn_like(parameter))
     for stack in model.stacks:
-        centre, root = affine(lambda stack=stack: prior_draw(model, stack))
+        centre, root = affine(lambda stack=stack: draw(model, stack))
         identity = torch.eye(len(centre), dtype=torch.float64)
         close(centre, torch.zeros_like(centre))
         close(root @ root.T, 0.49 / stack.shape[1] * identity, 1e-10)
@@ -132,7 +116,7 @@ def test_conditional_with_less_noise_would_be_caught(monkeypatch):
         "conditional",
         lambda self, stack, latent, noise_scale=0.9: original(self, stack, latent, 0.9),
     )
-    _, root = affine(lambda: prior_draw(model, model.stacks[0]))
+    _, root = affine(lambda: draw(model, model.stacks[0]))
     with pytest.raises(AssertionError):
         close(root @ root.T, 0.09 / 8 * torch.eye(len(root), dtype=torch.float64), 1e-10)
 
@@ -282,7 +266,7 @@ def test_mean_of_the_update_is_the_product_of_the_means():
 def test_prior_is_left_by_embedding_but_its_marginal_stays():
     model = model_with(InducingPrior(3, 4))
     DeltaGuide(model).from_lora()
-    _, root = affine(lambda: prior_draw(model, model.stacks[0]))
+    _, root = affine(lambda: draw(model, model.stacks[0]))
     close(root @ root.T, 0.09 / 8 * torch.eye(len(root), dtype=torch.float64), 1e-8)
 
 

@@ -2,7 +2,6 @@
 
 import math
 
-import pyro
 import pytest
 import torch
 from torch.distributions import kl_divergence
@@ -11,20 +10,16 @@ from bayeslora_pyro import elbo
 from bayeslora_pyro.elbo import PartsELBO
 from bayeslora_pyro.guides import DeltaGuide, MeanFieldGuide
 from bayeslora_pyro.methods import METHODS
-from bayeslora_pyro.models import BayesianLora, RankSpacePrior
+from bayeslora_pyro.models import RankSpacePrior
 from bayeslora_pyro.posterior import Posterior
 
-from .dense import close, rand
+from .exact import close, rand
 from .noise import affine, drawn_from
+from .small_priors import small_model
 from .test_blob import ITEM, linear, set_to
 from .tiny import tiny_bert
 
-
-@pytest.fixture(autouse=True)
-def local_parameters():
-    """Models and guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
+pytestmark = pytest.mark.usefixtures("local_parameters")
 
 
 def check_update():
@@ -71,13 +66,9 @@ class TestUpdate:
         assert sum(parameter.numel() for parameter in recipe.guide.parameters()) == 4 * 3 * 2
 
 
-def model_with(prior, **options):
-    return BayesianLora(tiny_bert(rank=2, hidden=4, num_layers=1, dtype=torch.float64, **options), prior)
-
-
 def check_marginal():
     """Rows of A are independent, each along its direction; so are the columns of B."""
-    model = model_with(RankSpacePrior(0.7))
+    model = small_model(RankSpacePrior(0.7))
     with torch.no_grad():
         for index, parameter in enumerate(model.priors.parameters()):
             parameter.copy_(rand(*parameter.shape, seed=index))
@@ -111,7 +102,7 @@ class TestPrior:
             check_marginal()
 
     def test_starts_at_the_lora_with_unit_directions(self):
-        model = model_with("rank_space")
+        model = small_model("rank_space")
         drawn = DeltaGuide(model)()
         for stack in model.stacks:
             close(drawn[stack.name], model.lora_weights()[stack.name])
@@ -119,7 +110,7 @@ class TestPrior:
             close(lengths, torch.ones_like(lengths))
 
     def test_zeros_stay_zeros_that_can_be_learned(self):
-        model = model_with("rank_space", random_b=False)
+        model = small_model("rank_space", random_b=False)
         b = next(stack for stack in model.stacks if stack.role == "B")
         drawn = DeltaGuide(model)()[b.name]
         assert not drawn.any()
@@ -127,7 +118,7 @@ class TestPrior:
         assert model.prior_of(b).directions(b).grad.all()
 
     def test_mean_adapter_is_the_lift_of_the_mean(self):
-        model = model_with({"A": "rank_space", "B": "point"})
+        model = small_model({"A": "rank_space", "B": "point"})
         guide = MeanFieldGuide(model, scale=0.3)
         a = model.stacks[0]
         centre, _ = affine(lambda: guide()[a.name])

@@ -92,6 +92,20 @@ class TestReport:
         assert "2 independent fits" in page.text
         assert "averaged over 60 draws" in page.text
 
+    def test_snapshots_are_not_called_independent_fits(self, tmp_path):
+        def member(seed, **known):
+            return FakePosterior(extra={"fit": {"seed": seed, "snapshots": 2}, **known})
+
+        container = to_arviz([member(0, snapshot=9), member(0)], items(40), num_draws=30)
+        page, _ = page_of(container, tmp_path)
+        assert "2 snapshots of one fit, fitted to" in page.text
+        assert "R-hat compares 2 snapshots of one fit." in page.text
+        assert "independent fit" not in page.text
+        assert "snapshot" not in container.attrs
+        more = [member(0, snapshot=9), member(0), member(1, snapshot=9), member(1)]
+        page, _ = page_of(to_arviz(more, items(40), num_draws=30), tmp_path)
+        assert "4 snapshots of 2 independent fits" in page.text
+
     def test_bad_input(self, tmp_path):
         container = to_arviz(FakePosterior(), num_draws=4)
         with pytest.raises(ValueError, match=r"should end in .html"):

@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 
-import pyro
 import pyro.poutine as poutine
 import pytest
 import torch
@@ -17,6 +16,8 @@ from bayeslora_pyro.models import LIKELIHOODS, BayesianLora, Choice, InducingPri
 from .small_priors import VARIANTS
 from .tiny import tiny_batch, tiny_bert, tiny_llama
 
+pytestmark = pytest.mark.usefixtures("local_parameters")
+
 PRIORS = {
     "inducing": lambda: InducingPrior(2, 3, nugget=0.1),
     "gaussian": lambda: "gaussian",
@@ -25,15 +26,10 @@ PRIORS = {
 ITEMS, DRAWS = 6, 3
 
 
-@pytest.fixture(autouse=True)
-def local_parameters():
-    """Models and guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
-
-
-def make(prior="inducing", guide="mean_field"):
-    model = BayesianLora(tiny_bert(hidden=4, num_layers=1, dtype=torch.float64), PRIORS[prior](), num_data=20)
+def make(prior="inducing", guide="mean_field", likelihood="classification"):
+    num_labels = 1 if likelihood == "regression" else 3
+    peft_model = tiny_bert(hidden=4, num_layers=1, num_labels=num_labels, dtype=torch.float64)
+    model = BayesianLora(peft_model, PRIORS[prior](), likelihood, num_data=20)
     return model, GUIDES[guide](model)
 
 
@@ -102,10 +98,11 @@ def test_planted_fault_a_divergence_per_draw(monkeypatch: pytest.MonkeyPatch):
     assert all(not torch.allclose(shared[name], value, rtol=0.1) for name, value in one.items())
 
 
-def gradient_variance(draws, repeats=60):
-    """The summed variance, over the noise of the weights, of the gradient in the locations; all items are alike."""
+def gradient_variance(draws, likelihood="classification", labels=(0,) * ITEMS, repeats=60):
+    """The summed variance, over the noise of the weights, of the gradient in the locations; all inputs are alike."""
     batch = {name: value[:1].expand(ITEMS, *value.shape[1:]) for name, value in tiny_batch(items=1).items()}
-    model, guide = make()
+    batch["labels"] = torch.tensor(labels)
+    model, guide = make(likelihood=likelihood)
     with torch.no_grad():
         for name, parameter in guide.named_parameters():
             if name.endswith("log_scale"):
@@ -122,6 +119,12 @@ def gradient_variance(draws, repeats=60):
 
 def test_sharing_takes_variance_out_of_the_gradient_of_like_items():
     assert gradient_variance(ITEMS) / gradient_variance(1) == pytest.approx(1 / ITEMS, rel=0.5)
+
+
+def test_sharing_may_add_variance_where_items_pull_apart():
+    labels = (-9.0, 9.0) * (ITEMS // 2)
+    shared, alone = (gradient_variance(draws, "regression", labels) for draws in (ITEMS, 1))
+    assert shared > 2 * alone
 
 
 def test_a_flow_draws_anew_for_each_part():

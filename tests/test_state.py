@@ -2,7 +2,6 @@
 
 import copy
 
-import pyro
 import pytest
 import safetensors.torch
 import torch
@@ -14,14 +13,9 @@ from bayeslora_pyro.models import PRIORS, BayesianLora, InducingPrior
 
 from .tiny import tiny_batch, tiny_bert
 
+pytestmark = pytest.mark.usefixtures("local_parameters")
+
 SMALL = PRIORS | {"inducing": lambda: InducingPrior(3, 4)}
-
-
-@pytest.fixture(autouse=True)
-def local_parameters():
-    """Models and guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
 
 
 def make(prior="inducing", guide="mean_field", *, seed=0, dtype=torch.float32):

@@ -1,5 +1,7 @@
 """Base models load quietly, with a seeded head, and leave every global state as it was."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers
@@ -188,5 +190,15 @@ def test_default_target_modules():
     assert all(row.about and row.task_types for row in PACKAGED_MODELS.values())
 
 
-def test_the_faster_dtype_is_one_of_two() -> None:
-    assert faster_dtype(repeats=1) in (torch.float32, torch.bfloat16)
+@pytest.mark.parametrize(
+    ("slower", "faster"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)]
+)
+def test_the_faster_dtype_is_the_one_whose_products_take_less_time(slower, faster, monkeypatch):
+    clock = [0.0]
+
+    def product(left, right):
+        clock[0] += 2.0 if left.dtype == slower else 1.0
+
+    monkeypatch.setattr(torch, "mm", product)
+    monkeypatch.setattr("bayeslora_pyro.tasks.dtypes.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert faster_dtype(repeats=3) == faster

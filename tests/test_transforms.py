@@ -10,6 +10,7 @@ import torch
 
 from bayeslora_pyro.transforms import TRANSFORMS, StackedTransform
 
+from .exact import perturb
 from .flows import (
     BOTH_WAYS,
     DIM,
@@ -23,7 +24,6 @@ from .flows import (
     check_gradients,
     check_log_det,
     check_vectorized_is_looped,
-    perturb,
     stack,
     value,
 )

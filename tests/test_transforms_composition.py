@@ -21,7 +21,8 @@ from bayeslora_pyro.transforms import (
     spline_coupling,
 )
 
-from .flows import DIM, FACTORS, ROWS, check_log_det, perturb, stack, value
+from .exact import perturb
+from .flows import DIM, FACTORS, ROWS, check_log_det, stack, value
 
 
 def test_composed_applies_the_first_first():

@@ -17,7 +17,8 @@ from bayeslora_pyro.transforms import (
     spline_autoregressive,
 )
 
-from .flows import DIM, FACTORS, ROWS, check_log_det, perturb, stack, value
+from .exact import perturb
+from .flows import DIM, FACTORS, ROWS, check_log_det, stack, value
 
 
 def pyro_affine(dim):

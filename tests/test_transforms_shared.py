@@ -15,6 +15,7 @@ from bayeslora_pyro.transforms import (
     iterated,
 )
 
+from .exact import perturb
 from .flows import (
     BOTH_WAYS,
     DIM,
@@ -25,7 +26,6 @@ from .flows import (
     check_gradients,
     check_log_det,
     check_vectorized_is_looped,
-    perturb,
     stack,
     value,
 )

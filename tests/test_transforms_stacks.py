@@ -33,7 +33,8 @@ from bayeslora_pyro.transforms import (
     zuko_nsf,
 )
 
-from .flows import DIM, FACTORS, ROWS, check_log_det, perturb, stack, value
+from .exact import perturb
+from .flows import DIM, FACTORS, ROWS, check_log_det, stack, value
 from .test_transforms_pyro import pyro_affine
 
 

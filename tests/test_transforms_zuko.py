@@ -9,7 +9,8 @@ import zuko
 
 from bayeslora_pyro.transforms import from_zuko, zuko_maf, zuko_naf, zuko_nsf
 
-from .flows import DIM, FACTORS, ROWS, check_log_det, perturb, stack, value
+from .exact import perturb
+from .flows import DIM, FACTORS, ROWS, check_log_det, stack, value
 
 
 @pytest.mark.parametrize("factory", [zuko_maf, zuko_naf, zuko_nsf])

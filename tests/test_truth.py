@@ -16,7 +16,8 @@ from bayeslora_pyro.elbo import ElboParts, PartsELBO
 from bayeslora_pyro.guides import MeanFieldGuide
 from bayeslora_pyro.models import BayesianLora, InducingPrior, Regression
 
-from .dense import dense_side, rand
+from .dense import dense_side
+from .exact import rand
 from .noise import affine, drawn_from, expectation
 
 SCALE, NOISE = 0.8, 0.5  # of the weights and of the observations
@@ -170,13 +171,6 @@ def check_bound(model, guide, batch):
     gap = log_evidence(batch["input_ids"], batch["labels"][:, None]) - exact_elbo(model, guide, batch)
     assert gap >= 0
     return gap
-
-
-@pytest.fixture
-def local_parameters():
-    """Models and guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
 
 
 @pytest.mark.usefixtures("local_parameters")

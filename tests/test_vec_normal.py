@@ -7,7 +7,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from bayeslora_pyro.vec_normal import VecNormal
 
-from .dense import close, rand
+from .exact import close, rand
 from .noise import affine
 from .test_matrix_normal import make_independent, tril
 

@@ -20,39 +20,12 @@ from bayeslora_pyro.models import (
     MatrixNormalPrior,
 )
 
+from .exact import close
 from .noise import affine
+from .small_priors import HIDDEN, RANK, draw, moved_model
 from .tiny import tiny_bert
 
-RANK, HIDDEN = 2, 4
-
-
-@pytest.fixture(autouse=True)
-def local_parameters():
-    """Models and guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
-
-
-def model_with(prior, seed=0):
-    """A model whose prior has moved from its start."""
-    peft_model = tiny_bert(rank=RANK, hidden=HIDDEN, num_layers=1, dtype=torch.float64)
-    model = BayesianLora(peft_model, prior, num_data=10)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.priors.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return model
-
-
-def close(actual, expected, tolerance=1e-10):
-    torch.testing.assert_close(
-        actual, torch.as_tensor(expected, dtype=torch.float64), rtol=tolerance, atol=tolerance
-    )
-
-
-def draw(model, stack):
-    with pyro.plate(stack.name, len(stack)):
-        return model.prior_of(stack).sample_weights(stack)
+pytestmark = pytest.mark.usefixtures("local_parameters")
 
 
 def log_joint(model, stack, **values):
@@ -83,14 +56,14 @@ def check_laplace(model):
 
 class TestLaplace:
     def test_density(self):
-        check_laplace(model_with(LaplacePrior(0.7, width_scaled=True)))
+        check_laplace(moved_model(LaplacePrior(0.7, width_scaled=True)))
 
     def test_another_scale_would_be_caught(self):
         with pytest.raises(AssertionError):
-            check_laplace(model_with(LaplacePrior(0.7 / 2**0.5, width_scaled=True)))
+            check_laplace(moved_model(LaplacePrior(0.7 / 2**0.5, width_scaled=True)))
 
     def test_divergence_is_a_closed_form(self):
-        model = model_with(LaplacePrior(0.7))
+        model = moved_model(LaplacePrior(0.7))
         parts = PartsELBO().parts(model.sample_weights, MeanFieldGuide(model, scale=0.4))
         again = PartsELBO().parts(model.sample_weights, MeanFieldGuide(model, scale=0.4))
         assert parts.kl.keys() == {f"{stack.name}.W" for stack in model.stacks}
@@ -118,11 +91,11 @@ def check_matrix_normal(model, transposed=False):
 class TestMatrixNormal:
     @pytest.mark.parametrize("shared", [False, True])
     def test_is_a_dense_normal(self, shared):
-        check_matrix_normal(model_with(MatrixNormalPrior(0.6, shared=shared)))
+        check_matrix_normal(moved_model(MatrixNormalPrior(0.6, shared=shared)))
 
     def test_the_transposed_matrix_would_be_caught(self):
         with pytest.raises(AssertionError):
-            check_matrix_normal(model_with(MatrixNormalPrior(0.6)), transposed=True)
+            check_matrix_normal(moved_model(MatrixNormalPrior(0.6)), transposed=True)
 
     def test_starts_at_independent_entries(self):
         peft_model = tiny_bert(rank=RANK, hidden=HIDDEN, dtype=torch.float64)
@@ -133,7 +106,7 @@ class TestMatrixNormal:
 
     def test_learned_by_the_elbo(self):
         # The best covariance for given weights has them as its sample: the KL of a guide falls to it.
-        model = model_with(MatrixNormalPrior(shared=True))
+        model = moved_model(MatrixNormalPrior(shared=True))
         guide = MeanFieldGuide(model, scale=0.3)
         optimizer = torch.optim.Adam(model.priors.parameters(), lr=0.05)
         losses = []
@@ -171,16 +144,16 @@ def check_student(model, concentration=2.5, scale=0.8):
 
 class TestArd:
     def test_marginal_is_a_student_t(self):
-        check_student(model_with(ArdPrior(0.8, concentration=2.5)))
+        check_student(moved_model(ArdPrior(0.8, concentration=2.5)))
 
     def test_a_rate_without_the_concentration_would_be_caught(self, monkeypatch):
         gamma = dist.Gamma
         monkeypatch.setattr(dist, "Gamma", lambda a, b: gamma(a, b / a))
         with pytest.raises(AssertionError):
-            check_student(model_with(ArdPrior(0.8, concentration=2.5)))
+            check_student(moved_model(ArdPrior(0.8, concentration=2.5)))
 
     def test_learned_precisions_belong_to_ranks(self):
-        model = model_with(ArdPrior(0.8))
+        model = moved_model(ArdPrior(0.8))
         for stack in model.stacks:
             _, root = affine(lambda stack=stack: draw(model, stack))
             variances = (root @ root.T).diagonal().reshape(len(stack), *stack.shape)
@@ -192,7 +165,7 @@ class TestArd:
 
     @pytest.mark.parametrize("factor", [1.0, 1.5])
     def test_best_precision_is_that_of_type_ii_maximum_likelihood(self, factor):
-        model = model_with(ArdPrior())
+        model = moved_model(ArdPrior())
         guide = MeanFieldGuide(model, scale=0.4)
         for stack in model.stacks:
             dim = -1 if stack.role == "A" else -2
@@ -205,7 +178,7 @@ class TestArd:
         assert (largest < 1e-12) == (factor == 1.0)  # any other precision would be caught
 
     def test_drawn_precisions_have_no_one_value(self):
-        model = model_with(ArdPrior(concentration=2.5))
+        model = moved_model(ArdPrior(concentration=2.5))
         with pytest.raises(ValueError, match=r"draw them with Posterior\.sample, as 'A_2x4\.precision'"):
             model.prior_of(model.stacks[0]).precision(model.stacks[0])
 
@@ -235,15 +208,15 @@ def check_horseshoe(model, scale=0.6):
 
 class TestHorseshoe:
     def test_marginal_of_an_entry(self):
-        check_horseshoe(model_with(HorseshoePrior(0.6)))
+        check_horseshoe(moved_model(HorseshoePrior(0.6)))
 
     def test_a_half_normal_would_be_caught(self, monkeypatch):
         monkeypatch.setattr(dist, "HalfCauchy", dist.HalfNormal)
         with pytest.raises(AssertionError):
-            check_horseshoe(model_with(HorseshoePrior(0.6)))
+            check_horseshoe(moved_model(HorseshoePrior(0.6)))
 
     def test_most_draws_are_small_and_some_are_large(self):
-        model = model_with(HorseshoePrior(0.1))
+        model = moved_model(HorseshoePrior(0.1))
         size = torch.cat([draw(model, model.stacks[0]).flatten().abs() for _ in range(400)])
         assert (size < 0.1).double().mean() > 0.4
         assert (size > 1.0).double().mean() > 0.05

@@ -7,7 +7,8 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from bayeslora_pyro.elbo import PartsELBO
 
-from .dense import SHAPES, close, dense_side, make, one_by_one, rand
+from .dense import SHAPES, dense_side, make, one_by_one
+from .exact import close, rand
 from .noise import drawn_from, num_draws
 from .test_elbo import make as make_pair
 

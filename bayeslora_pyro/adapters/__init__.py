@@ -8,20 +8,26 @@ from bayeslora_pyro.adapters.folders import PEFT_CONFIG as PEFT_CONFIG
 from bayeslora_pyro.adapters.folders import PEFT_TENSORS as PEFT_TENSORS
 from bayeslora_pyro.adapters.folders import load_peft_model as load_peft_model
 from bayeslora_pyro.adapters.folders import write_folder as write_folder
-from bayeslora_pyro.adapters.slots import LinearOperator as LinearOperator
-from bayeslora_pyro.adapters.slots import Operator as Operator
-from bayeslora_pyro.adapters.slots import OperatorFactory as OperatorFactory
+from bayeslora_pyro.adapters.operators import FlipoutOperator as FlipoutOperator
+from bayeslora_pyro.adapters.operators import Flips as Flips
+from bayeslora_pyro.adapters.operators import LinearOperator as LinearOperator
+from bayeslora_pyro.adapters.operators import Operator as Operator
+from bayeslora_pyro.adapters.operators import draw_flips as draw_flips
+from bayeslora_pyro.adapters.operators import make_operators as make_operators
 
 __all__ = [
     "PEFT_CONFIG",
     "PEFT_TENSORS",
     "Adapter",
+    "FlipoutOperator",
+    "Flips",
     "LinearOperator",
     "Operator",
-    "OperatorFactory",
     "add_lora",
     "describe_base",
+    "draw_flips",
     "load_peft_model",
+    "make_operators",
     "unchanged_on_failure",
     "write_folder",
 ]

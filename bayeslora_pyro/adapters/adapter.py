@@ -12,13 +12,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from bayeslora_pyro.adapters.slots import (
-    LinearOperator,
-    OperatorFactory,
-    Slot,
-    checkpoints_within,
-    replaced_parameters,
-)
+from bayeslora_pyro.adapters.operators import Operator, make_operators
+from bayeslora_pyro.adapters.slots import Slot, checkpoints_within, replaced_parameters
 from bayeslora_pyro.adapters.stacks import (
     activated,
     active_adapter,
@@ -118,7 +113,7 @@ class Adapter:
         head: Mapping[str, Tensor] | None = None,
         *,
         shared: bool = False,
-        make_operator: OperatorFactory = LinearOperator,
+        operators: Mapping[str, Sequence[Operator]] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Runs the PEFT model on a batch with these factors.
@@ -129,7 +124,7 @@ class Adapter:
             batch: What a collator yields; what the model does not take is left out, and so are the labels.
             head: Values for parameters outside LoRA, by name.
             shared: Whether S draws share the batch instead: part `s` of S equal parts sees the factors `[s]`.
-            make_operator: What applies a factor to activations; it is called in the order of the stacks.
+            operators: What applies the factors to activations, by stack name, where it is not a linear map.
             kwargs: Further arguments for the model.
 
         Returns:
@@ -146,7 +141,7 @@ class Adapter:
                 inputs = {name: _repeat(value, num_draws) for name, value in inputs.items()}
         if "use_cache" in self._accepted:
             kwargs = {"use_cache": False} | kwargs  # the keys and values of all tokens, that nobody reads
-        with self.bind(weights, head, make_operator):
+        with self.bind(weights, head, operators):
             return self.peft_model(**inputs, **kwargs)
 
     @contextmanager
@@ -154,17 +149,18 @@ class Adapter:
         self,
         weights: Weights,
         head: Mapping[str, Tensor] | None = None,
-        make_operator: OperatorFactory = LinearOperator,
+        operators: Mapping[str, Sequence[Operator]] | None = None,
     ) -> Iterator[PeftModel]:
         """Puts factors into the PEFT model, and takes them out again on leaving.
 
         A layer under gradient checkpointing runs a second time in the backward pass, after this context was left: it
         gets the same factors bound again for that time.
         """
+        operators = make_operators(weights) if operators is None else operators
         slots = [
-            (leaves(self._layers[name], stack.role), Slot(make_operator(weight)))
+            (leaves(self._layers[name], stack.role), Slot(operator))
             for stack in self.stacks
-            for name, weight in zip(stack.adapters, weights[stack.name].unbind(-3), strict=True)
+            for name, operator in zip(stack.adapters, operators[stack.name], strict=True)
         ]
         values = {name: value.to(self._dtype_of(name)) for name, value in (head or {}).items()}
         bound = partial(self._bound, slots, values)

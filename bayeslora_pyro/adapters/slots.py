@@ -5,57 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Protocol, TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = [
-    "LinearOperator",
-    "Operator",
-    "OperatorFactory",
-    "Slot",
-    "checkpoints_within",
-    "replaced_parameters",
-]
+from bayeslora_pyro.adapters.operators import Operator
 
-
-class Operator(Protocol):
-    """What a slot applies in the place of a LoRA factor."""
-
-    @property
-    def weight(self) -> Tensor:
-        """A tensor of the dtype in which the operator works; PEFT casts its inputs to it."""
-        ...
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Maps activations `(items, ..., in)` to `(items, ..., out)`."""
-        ...
-
-
-OperatorFactory: TypeAlias = Callable[[Tensor], Operator]
-"""From a factor, `(out, in)` or `(S, out, in)`, to what applies it."""
-
-
-class LinearOperator:
-    """Applies one weight to the whole batch, or S weights to its S tiles in one batched product.
-
-    Args:
-        weight: The factor, shape `(out, in)`, or one per tile, shape `(S, out, in)`.
-    """
-
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Maps activations `(S * items, ..., in)` to `(S * items, ..., out)`."""
-        inputs = inputs.to(self.weight.dtype)
-        num_tiles = self.weight.shape[0] if self.weight.dim() == 3 else 1
-        if num_tiles == 1:  # as PEFT does it; a batched product of one would run on one thread
-            return nn.functional.linear(inputs, self.weight.reshape(self.weight.shape[-2:]))
-        outputs = torch.bmm(inputs.reshape(num_tiles, -1, inputs.shape[-1]), self.weight.mT)
-        return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
+__all__ = ["Slot", "checkpoints_within", "replaced_parameters"]
 
 
 class Slot(nn.Module):

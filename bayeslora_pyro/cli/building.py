@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bayeslora_pyro.ensemble import Ensemble
 from bayeslora_pyro.methods import METHODS, Recipe
 from bayeslora_pyro.models import BayesianLora, Likelihood
 from bayeslora_pyro.posterior import Posterior
+from bayeslora_pyro.runs import check_flipout
 from bayeslora_pyro.tasks import (
     PACKAGED_MODELS,
     Examples,
@@ -167,7 +169,9 @@ def make_recipe(
     peft_model: nn.Module, options: Mapping[str, Any], likelihood: Likelihood | str, num_data: int
 ) -> Recipe:
     """Makes a method ready, with what the options change of its prior, its guide and its fit."""
-    recipe = METHODS[options["method"]](peft_model, likelihood, num_data, seed=options["seed"])
+    build = METHODS[options["method"]]
+    sizes = {"batch_size": options["batch_size"]} if "batch_size" in signature(build).parameters else {}
+    recipe = build(peft_model, likelihood, num_data, seed=options["seed"], **sizes)
     prior = {
         name.partition(".")[2]: value
         for name, value in options.items()
@@ -179,6 +183,7 @@ def make_recipe(
     settings = {name: options[name] for name in vars(FitConfig()) if options[name] is not None}
     with blame(", ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())):
         recipe = replace(recipe, config=recipe.config.replace(**settings))
+        check_flipout(recipe.guide, recipe.config)
     if options["num_chains"] is not None:
         recipe = replace(recipe, num_chains=options["num_chains"])
     share = math.ceil(recipe.num_draws / recipe.num_members)  # of each member alike

@@ -115,7 +115,7 @@ def run(plan: Plan) -> None:
 def _sets(opened: LoadedRun, options: Mapping[str, Any]) -> dict[str, Examples]:
     """The sets to score by name, the one to compare with first."""
     if options["data"] is None:
-        sets = opened.test_set()
+        sets = opened.test_set("give a file with --data")
     else:
         name, examples = opened.other_set(options["data"], "--data")
         sets = {name: examples}

@@ -59,11 +59,15 @@ class LoadedRun:
         """Batches of examples, those of like length together."""
         return self.language.loader(examples, self.record["options"]["batch_size"])
 
-    def test_set(self) -> dict[str, Examples]:
-        """The test set, by its name."""
+    def test_set(self, cure: str) -> dict[str, Examples]:
+        """The test set, by its name.
+
+        Args:
+            cure: What to do where there is none.
+        """
         examples = self.data.splits.test
         if len(examples) == 0:
-            raise CommandError("the run has no test set (it was fitted with --test 0): give --data")
+            raise CommandError(f"{self.folder} has no test set (it was fitted with --test 0): {cure}")
         return {self.record["data"]["name"]: examples}
 
     def shifts(self, options: Mapping[str, Any], size: int, taken: set[str]) -> dict[str, Examples]:

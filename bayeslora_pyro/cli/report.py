@@ -35,7 +35,7 @@ def run(plan: Plan) -> None:
         )
     sets: dict[str, Examples | None] = {name: None}
     if record["data"]["test"] or options["shift"]:
-        sets |= opened.test_set()
+        sets |= opened.test_set("leave out --shift, whose sets are compared with it")
     sets |= opened.shifts(options, record["data"]["test"], taken={name})
     containers = {key: _collect(opened, options, key, sets[key], is_first=key == name) for key in sets}
     path = Path(options["output"] or plan.folder / "report.html")

@@ -135,15 +135,13 @@ def record(model: BayesianLora, weights: Weights, batch: Batch) -> Record:
         weights: The factors by stack name. Shapes `(L, d_o, d_i)`.
         batch: What a collator yields, on the device of the model.
     """
-    recorders: list[Recorder] = []
-
-    def make_operator(weight: Tensor) -> Recorder:
-        recorders.append(Recorder(weight.detach()))
-        return recorders[-1]
-
+    by_stack = {
+        stack.name: [Recorder(weight.detach()) for weight in weights[stack.name]] for stack in model.stacks
+    }
+    recorders = [recorder for each in by_stack.values() for recorder in each]
     likelihood = model.likelihood
     with torch.enable_grad():
-        outputs = model.run_with(weights, batch, make_operator=make_operator)
+        outputs = model.run_with(weights, batch, operators=by_stack)
         scores = likelihood.scores(outputs, batch)
     mask = batch.get("attention_mask")
     _check_rows(recorders, batch, model.stacks)
@@ -151,8 +149,8 @@ def record(model: BayesianLora, weights: Weights, batch: Batch) -> Record:
         scores,
         recorders,
         None if mask is None else mask.bool(),
-        likelihood.items_of_rows(batch),
-        likelihood.columns_of_rows(batch),
+        likelihood.item_of_row(batch),
+        likelihood.column_of_row(batch),
     )
 
 

@@ -1,4 +1,4 @@
-"""From a posterior, or one for each independent fit, to an ArviZ container with named dimensions."""
+"""From a posterior, or one for each chain, to an ArviZ container with named dimensions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def to_arviz(
     other dimension on whose size the sites differ.
 
     A chain is one independent fit: draws of one guide are independent by construction, so R-hat and effective
-    sample sizes say nothing until several posteriors are passed.
+    sample sizes say nothing until several posteriors are passed. Snapshots of one fit are chains too, and not
+    independent: the attribute ``num_fits`` says how many fits the chains are of.
 
     ``sample_stats`` holds ``log_prior``, ``log_guide``, ``log_likelihood_sum`` and their log joint density
     ``lp = log_prior + log_likelihood_sum``. Its data are the training data where ``fitted_to`` is passed:
@@ -51,7 +52,7 @@ def to_arviz(
     log-likelihood of each training item. Else they are the batches.
 
     Args:
-        posterior: The posterior, or one for each independent fit of the same model.
+        posterior: The posterior, or one for each independent fit, or snapshot, of the same model.
         batches: The items to predict and score, such as a test loader that does not shuffle.
         fitted_to: The whole training data.
         num_draws: The number of draws from each posterior; k-hat needs 30.
@@ -102,15 +103,18 @@ def to_arviz(
     names = label_names if label_names is not None else first.metadata.get("label_names")
     axes: dict[str, Sequence[Any]] = {**coords, "step": steps, **_label_coords(groups, names)}
     scored = "fitted_to" if fitted_to is not None else "batches"
+    num_fits = _num_fits(posteriors)
     known: dict[str, Any] = {
-        "chain": "one independent fit each",
+        "chain": "one independent fit each" if num_fits == len(posteriors) else "one snapshot of a fit each",
+        "num_fits": num_fits,
         "num_draws": num_draws,
         "draw_seed": seed,
         "lp_data": scored if "lp" in groups["sample_stats"] else "none",
     }
     if (extra := extra_parameters(first)) is not None:
         known["extra_parameters"] = extra
-    return from_arrays({n: g for n, g in groups.items() if g}, dims, axes, {**first.metadata, **known})
+    shared = {n: value for n, value in first.metadata.items() if n != "snapshot" or len(posteriors) == 1}
+    return from_arrays({n: g for n, g in groups.items() if g}, dims, axes, {**shared, **known})
 
 
 def as_container(
@@ -131,6 +135,14 @@ def _check_alike(posteriors: Sequence[PosteriorLike]) -> None:
                 f"posterior[{i}] has other stacks or sites than posterior[0]: chains are fits of one model, "
                 "report different models apart"
             )
+
+
+def _num_fits(posteriors: Sequence[PosteriorLike]) -> int:
+    """How many fits the posteriors are of: the snapshots of a fit share its settings, its seed among them."""
+    if not any("snapshot" in each.metadata for each in posteriors):
+        return len(posteriors)
+    settings = [each.metadata.get("fit") for each in posteriors]
+    return sum(each not in settings[:i] for i, each in enumerate(settings))
 
 
 def _check_sites(sites: Sequence[str] | None, site_dims: Mapping[str, Sequence[str]]) -> list[str]:

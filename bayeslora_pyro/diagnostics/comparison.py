@@ -41,7 +41,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "elpd_loo": ("LOO", ".1f"),
     "se": ("±", ".1f"),
     "p_loo": ("p LOO", ".1f"),
-    "elpd_diff": ("Difference", ".1f"),
+    "elpd_diff": ("Difference", "z.1f"),
     "dse": ("±", ".1f"),
     "weight": ("Weight", ".2f"),
     "bad_k": ("Bad k", "d"),
@@ -65,7 +65,7 @@ PALETTE = {
 """The colours of the page in light, for a figure outside of it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Several posteriors beside one another.
 
@@ -79,8 +79,13 @@ class Comparison:
 
     def __str__(self) -> str:
         stream = io.StringIO()
-        Console(file=stream, width=40 + 12 * len(self._columns()), color_system=None).print(self)
+        width = 40 + 12 * len(self._columns())
+        # By itself rich writes nothing in a notebook, and shows it there instead.
+        Console(file=stream, width=width, color_system=None, force_jupyter=False).print(self)
         return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().split("\n"))
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
         table = Table(box=None, pad_edge=False)
@@ -95,11 +100,11 @@ class Comparison:
             yield Text(f"{name}: {message}")
 
     def _repr_html_(self) -> str:
-        return "\n".join(self._parts())
+        return "\n".join(self._tables().values())
 
     def figure(self) -> Figure:
         """Draw LOO with its standard errors, and NLL against ECE (or RMSE), as far as they are known."""
-        with mpl.rc_context({"font.size": 9}):
+        with mpl.rc_context({"font.size": 9, "legend.frameon": False}):
             figure = Figure(figsize=(9, 3.4), layout="constrained")
             draw_comparison(figure, self.table, PALETTE)
         return figure
@@ -124,9 +129,17 @@ class Comparison:
             scratch.unlink(missing_ok=True)
         return path
 
-    def _parts(self) -> list[page.Html]:
+    def _tables(self) -> dict[str, page.Html]:
+        """The figures and the alarms, by heading."""
         head = ["Posterior", *(COLUMNS[key][0] for key in self._columns())]
-        parts = [page.section("In figures", page.table(" ".join(self._notes()), head, self._cells()))]
+        tables = {"In figures": page.table(" ".join(self._notes()), head, self._cells())}
+        if rows := [[name, message] for name, message in self._alarms()]:
+            head = ["Posterior", "Alarm"]
+            tables["Alarms"] = page.table("What should be looked at.", head, rows, prose=True)
+        return tables
+
+    def _parts(self) -> list[page.Html]:
+        parts = [page.section(title, table) for title, table in self._tables().items()]
         if any(key in row for row in self.table for key in ("nll", "elpd_loo")):
             label = "Leave-one-out estimates with standard errors, and scores of the predictions, of each posterior."
             svg = draw_svg(
@@ -135,15 +148,7 @@ class Comparison:
             caption = (
                 "Left: higher is better, bars of one standard error. Right: the lower left is the better."
             )
-            parts.append(page.section("At a glance", page.figure(svg, caption)))
-        if found := self._alarms():
-            rows = [[name, message] for name, message in found]
-            parts.append(
-                page.section(
-                    "Alarms",
-                    page.table("What should be looked at.", ("Posterior", "Alarm"), rows, prose=True),
-                )
-            )
+            parts.insert(1, page.section("At a glance", page.figure(svg, caption)))
         return parts
 
     def _columns(self) -> list[str]:

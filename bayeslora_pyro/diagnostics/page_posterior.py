@@ -16,7 +16,16 @@ from bayeslora_pyro.diagnostics.forest import forest_figure
 from bayeslora_pyro.diagnostics.page import Html, definitions, figure, paragraph, section, table
 from bayeslora_pyro.diagnostics.summary import khat, summary
 
-__all__ = ["adapters", "findings", "importance", "posterior_table", "provenance", "tempering", "training"]
+__all__ = [
+    "adapters",
+    "chains",
+    "findings",
+    "importance",
+    "posterior_table",
+    "provenance",
+    "tempering",
+    "training",
+]
 
 PARTS = {
     "elbo": "ELBO",
@@ -35,6 +44,14 @@ def tempering(attrs: Mapping[str, Any]) -> str:
         return "KL weight not recorded"
     weight = float(weight)
     return "untempered ELBO (KL weight 1)" if weight == 1 else f"tempered ELBO (KL weight {weight:g})"
+
+
+def chains(container: Container) -> str:
+    """Say what the chains are: independent fits, or snapshots of fewer."""
+    num_chains = datasets(container)["posterior"].sizes["chain"]
+    num_fits = int(container.attrs.get("num_fits", num_chains))
+    fits = "one fit" if num_fits == 1 else f"{num_fits} independent fits"
+    return fits if num_fits == num_chains else f"{num_chains} snapshots of {fits}"
 
 
 def findings(container: Container) -> Html | None:
@@ -111,9 +128,11 @@ def posterior_table(container: Container) -> Html:
         figures = [_number(row[key]) for key in ("mean", "sd", "prior_sd", "sd_ratio", "r_hat")]
         rows.append([str(name), f"{row['elements']:,}", *figures])
     head = ("Variable", "Elements", "Mean", "Sd", "Prior sd", "Sd / prior sd", "R-hat")
+    several = datasets(container)["posterior"].sizes["chain"] > 1
+    compared = chains(container) if several else "independent fits, where there are several"
     caption = (
         "Root mean squares over the elements of a variable. Where the ratio of the standard deviations is 1 "
-        "the data taught nothing about it. R-hat compares independent fits, where there are several."
+        f"the data taught nothing about it. R-hat compares {compared}."
     )
     return section("The posterior in numbers", table(caption, head, rows))
 
@@ -129,7 +148,9 @@ def importance(container: Container) -> Html | None:
     fitted = container.attrs.get("lp_data") == "fitted_to"
     target = "the training data" if fitted else "the items of this report"
     if stats["lp"].sizes["draw"] < MIN_DRAWS:
-        text = f"Pareto k-hat needs {MIN_DRAWS} draws of each fit, and there are {stats['lp'].sizes['draw']}."
+        text = (
+            f"Pareto k-hat needs {MIN_DRAWS} draws of each chain, and there are {stats['lp'].sizes['draw']}."
+        )
         return section("How good a proposal the guide is", paragraph(text))
     weight = float(container.attrs.get("kl_weight", 1))
     targets = {f"Posterior given {target}": 1.0}
@@ -146,7 +167,7 @@ def importance(container: Container) -> Html | None:
             "large value is the rule and says little about predictions, which the figures above judge "
             "directly."
         ),
-        table("The worst over independent fits.", ("Target", "k-hat", "Reading"), rows, prose=True),
+        table("The worst over the chains.", ("Target", "k-hat", "Reading"), rows, prose=True),
     ]
     if not fitted:
         parts.append(

@@ -72,7 +72,6 @@ def _page(container: Container, sets: Mapping[str, Scored | None], draws: str, t
     attrs = container.attrs
     known = [str(attrs[name]) for name in ("method", "base_model") if name in attrs]
     sizes = datasets(container)["posterior"].sizes
-    chains = f"{sizes['chain']} independent fits" if sizes["chain"] > 1 else "one fit"
     fitted = f"fitted to {int(attrs['num_data']):,} items" if "num_data" in attrs else ""
     lead, parts = _predictions(sets, sizes["chain"] * sizes["draw"])
     parts += [
@@ -86,7 +85,11 @@ def _page(container: Container, sets: Mapping[str, Scored | None], draws: str, t
     ]
     return document(
         title or " on ".join(known) or "Posterior report",
-        ", ".join(part for part in (chains, fitted, page_posterior.tempering(attrs)) if part),
+        ", ".join(
+            part
+            for part in (page_posterior.chains(container), fitted, page_posterior.tempering(attrs))
+            if part
+        ),
         lead,
         [part for part in parts if part is not None],
     )

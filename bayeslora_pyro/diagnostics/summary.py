@@ -23,8 +23,8 @@ def summary(container: Container) -> pd.DataFrame:
         A table with a row for each variable: the number of ``elements``; the root mean square over them of
         the posterior mean, ``mean`` (cleared of the noise of finitely many draws), and of the standard
         deviations ``sd`` and ``prior_sd``; their ratio ``sd_ratio``, 1 where the data taught nothing; and
-        ``r_hat``, the worst over elements, between independent fits, where there are several and the sites
-        can be compared.
+        ``r_hat``, the worst over elements, between chains, where there are several and the sites can be
+        compared.
     """
     groups = datasets(container)
     if "posterior" not in groups:
@@ -52,10 +52,10 @@ def has_khat(container: Container) -> bool:
     groups = datasets(container)
     stats = groups.get("sample_stats", xr.Dataset())
     return bool(
-        "posterior" in groups  # a point has no weights to speak of
-        and "lp" in stats
+        "lp" in stats
         and stats.sizes["draw"] >= MIN_DRAWS
         and not stats["log_guide"].isnull().any()
+        and ("posterior" in groups or stats["log_guide"].any())  # without latent sites there are no weights
     )
 
 

@@ -43,13 +43,13 @@ def build(
 
     As published are :math:`\sigma_p = 0.2`, :math:`G` and its start, ten draws to predict with, the step size of
     the encoders (AdamW at 5e-4, linear down to zero), and the weights of the divergence within a cycle of :math:`M`
-    mini-batches, :math:`2^i / (2^{M+1} - 2)` (see `kl_cycle`), with the released :math:`M = 100 N^{\pi / 8} / |B|`.
+    mini-batches, :math:`2^i / (2^{M+1} - 2)` (see `kl_cycle`), with the released :math:`M = 100 N^{\pi / 8} / |B|`;
+    and flipout, by which the items of a batch see one draw of A with different signs of :math:`A - M`.
 
     What differs: one optimizer goes down the whole tempered ELBO, where the release takes a step of AdamW for the
-    likelihood and then one of SGD for the divergence; its step sizes do not warm up. Nor is there flipout, which
-    flips signs of :math:`A - M` for each token: the model knows the value of A, not the mean that the guide has for
-    it. `draws_per_batch` stands in for it, by which items have different draws, independent and exactly from
-    :math:`q`.
+    likelihood and then one of SGD for the divergence; its step sizes do not warm up. Flipout draws the signs of
+    :math:`A - M` for each item, so that the A that an item sees is one draw from :math:`q`; the release draws them for
+    each token.
 
     Args:
         peft_model: The PEFT model.
@@ -67,6 +67,8 @@ def build(
         schedule="linear",
         kl_warmup=0.0,
         kl_cycle=cycle_length(num_data, batch_size),
+        draws_per_batch=1,
+        flipout=True,
         seed=seed,
     )
     return Recipe(model, guide, config, num_draws=10)
