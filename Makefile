@@ -54,12 +54,14 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	$(call install,$(VENV),gguf,constraints.txt)
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt
+$(VENV)/.dev: pyproject.toml constraints.txt requirements-laplace-torch.txt
 	$(call install,$(VENV),dev,constraints.txt)
+	$(call install-laplace-torch,$(VENV))
 	@touch $@ $(VENV)/.demo
 
-$(FLOOR)/.dev: pyproject.toml constraints-floor.txt
+$(FLOOR)/.dev: pyproject.toml constraints-floor.txt requirements-laplace-torch.txt
 	$(call install,$(FLOOR),dev,constraints-floor.txt)
+	$(call install-laplace-torch,$(FLOOR))
 	@touch $@
 
 # install(environment, extra, constraints): makes the environment where there is none.
@@ -67,6 +69,10 @@ define install
 	@echo "Installing into $(1): some minutes the first time"
 	@$(1)/bin/python -m pip --version >/dev/null 2>&1 || { $(MAKE) --no-print-directory python && $(PYTHON) -m venv --clear $(1); }
 	$(1)/bin/python -m pip install --quiet --constraint $(3) --editable '.[$(2)]'
+endef
+
+define install-laplace-torch
+	$(1)/bin/python -m pip install --quiet --no-deps --requirement requirements-laplace-torch.txt
 endef
 
 python:

@@ -20,11 +20,10 @@ from bayeslora_pyro.isolation import evaluating, local_rng
 from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.passes import Reader, each_batch, join, numbers
 from bayeslora_pyro.prediction import Prediction, RegressionPrediction
+from bayeslora_pyro.traces import is_named, mean_of, site_dims, stack_values, stack_weights
 from bayeslora_pyro.types import PREDICTIVES, Batch, FactorStack, Weights
 
 __all__ = ["Posterior"]
-
-MEAN_DRAWS = 4096
 
 COLLAPSE = (
     "The precision of this posterior is that of a linearised model: draws of its weights, run through the language "
@@ -71,7 +70,7 @@ class Posterior:
         """The names of the dimensions of each latent site, such as `("adapter", "inducing_row", "inducing_col")`."""
         with self._evaluating():
             sites = self._trace(0, 0).nodes
-        return {name: _site_dims(site) for name, site in sites.items() if _is_named(site)}
+        return {name: site_dims(site) for name, site in sites.items() if is_named(site)}
 
     @property
     def is_text(self) -> bool:
@@ -81,12 +80,12 @@ class Posterior:
     def sample(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Draws the latent sites. Shapes `(draw, L, …)`, by site name."""
         with self._evaluating():
-            return _stack_values(self._trace(seed, draw) for draw in range(_count(num_draws)))
+            return stack_values(self._trace(seed, draw) for draw in range(_count(num_draws)))
 
     def sample_prior(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Draws the latent sites from the prior. Shapes `(draw, L, …)`, by site name."""
         with self._evaluating():
-            return _stack_values(self._prior_trace(seed, draw) for draw in range(_count(num_draws)))
+            return stack_values(self._prior_trace(seed, draw) for draw in range(_count(num_draws)))
 
     def weights(self, num_draws: int, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
         """Draws all factors. Shapes `(draw, L, d_o, d_i)`, by stack name.
@@ -98,7 +97,7 @@ class Posterior:
         """
         with self._evaluating():
             draws = [self._weights_of(seed, draw) for draw in range(first, first + _count(num_draws))]
-        return _stack_weights(draws)
+        return stack_weights(draws)
 
     def log_weights(self, num_draws: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         """The log-densities of the same draws under the prior and under the guide. Shapes `(draw,)`.
@@ -152,9 +151,7 @@ class Posterior:
         """Predicts each item of some batches with the draws of :meth:`sample_prior`; see :meth:`predict`."""
         with self._evaluating():
             draws = [self._prior_weights_of(seed, draw) for draw in range(_count(num_draws))]
-        return self._prediction(
-            self._each_batch(batches, _stack_weights(draws), seed, memory_budget, numbers)
-        )
+        return self._prediction(self._each_batch(batches, stack_weights(draws), seed, memory_budget, numbers))
 
     def _prediction(self, pairs: Sequence[Pair]) -> Prediction | RegressionPrediction:
         columns = [join(parts) for parts in zip(*(values for _, values in pairs), strict=True)]
@@ -203,13 +200,15 @@ class Posterior:
                 warnings.warn(COLLAPSE, stacklevel=3)
             return self._each_batch(batches, self.weights(num_draws, seed), seed, memory_budget, read)
         with self._evaluating(), local_rng(seed, "batches"):
-            gaussians = {
-                stack.name: self.guide.get_posterior(stack)
-                for stack in self.stacks
-                if self.model.prior_of(stack).latent is not None
-            }
             return linearised_batches(
-                self.model, gaussians, self.mean_adapter(), batches, _count(num_draws), seed, chosen, read
+                self.model,
+                self.guide.factor_posteriors(),
+                self.mean_adapter(),
+                batches,
+                _count(num_draws),
+                seed,
+                chosen,
+                read,
             )
 
     def _each_batch(
@@ -232,7 +231,7 @@ class Posterior:
                 if prior.latent is None:
                     weights[stack.name] = prior.sample_weights(stack)
                     continue
-                latent = _mean_of(self.guide.get_posterior(stack))
+                latent = mean_of(self.guide.get_posterior(stack))
                 conditional = prior.conditional(stack, latent, **self.guide.hyper_means(stack))
                 weights[stack.name] = prior.lift(stack, latent) if conditional is None else conditional.mean
         return {name: weight.detach().clone() for name, weight in weights.items()}
@@ -304,32 +303,3 @@ def _count(num_draws: int) -> int:
     if num_draws < 1:
         raise ValueError(f"num_draws should be at least 1, and is {num_draws}.")
     return num_draws
-
-
-def _is_named(site: Mapping[str, Any]) -> bool:
-    """Whether a site is a latent one, whose dimensions have names."""
-    return site["type"] == "sample" and "event_dims" in site["infer"]
-
-
-def _site_dims(site: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the dimensions of a site; what stacks share stands outside their plates."""
-    plate = ("adapter",) if site["cond_indep_stack"] else ()
-    return (*plate, *site["infer"]["event_dims"])
-
-
-def _stack_values(traces: Iterable[poutine.Trace]) -> dict[str, Tensor]:
-    nodes: list[dict[str, Any]] = [trace.nodes for trace in traces]
-    draws = [{name: site["value"] for name, site in sites.items() if _is_named(site)} for sites in nodes]
-    return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
-
-
-def _stack_weights(draws: Sequence[Weights]) -> dict[str, Tensor]:
-    return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
-
-
-def _mean_of(distribution: dist.TorchDistribution) -> Tensor:
-    try:
-        mean: Tensor = distribution.mean
-    except NotImplementedError:
-        mean = distribution.sample((MEAN_DRAWS,)).mean(0)
-    return mean

@@ -197,8 +197,33 @@ class Guide(AbstractPyroModule):
         if not self.independent_entries or prior.latent is None or self.get_transform(stack) is not None:
             return None
         mean: Tensor = self.get_base_dist(stack).mean
+        return mean if self._is_factor(stack, mean) else None
+
+    def _is_factor(self, stack: FactorStack, latent: Tensor) -> bool:
+        """Whether the latent site is the factor itself."""
         determined = not hasattr(self._own(stack), "raw_noise_scale")
-        return mean if determined and prior.lift(stack, mean) is mean else None
+        return determined and self.model.prior_of(stack).lift(stack, latent) is latent
+
+    @final
+    def factor_posteriors(self) -> dict[str, TorchDistribution]:
+        """The distributions of the factors that have one, by stack name. Batch shape `(L,)`, event shape `(d_o, d_i)`.
+
+        Raises:
+            ValueError: If a factor is not its latent site, but depends on it.
+        """
+        found = {}
+        for stack in self.stacks:
+            prior = self.model.prior_of(stack)
+            if prior.latent is None:
+                continue
+            posterior = found[stack.name] = self.get_posterior(stack)
+            if not self._is_factor(stack, torch.zeros(posterior.shape())):
+                raise ValueError(
+                    f"The factors of {stack.name} depend on their latent site {prior.latent!r}, and have no "
+                    "distribution in closed form: predict with predictive='network', or take a prior of the factors "
+                    "themselves."
+                )
+        return found
 
     @final
     def noise_scale(self, stack: FactorStack) -> Tensor:

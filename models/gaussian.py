@@ -39,7 +39,7 @@ class GaussianPrior(WeightPrior):
 
     def config(self) -> dict[str, Any]:
         """The arguments that make this prior again."""
-        return super().config() | {"scales": self.scales}
+        return super().config() | ({"scales": self.scales} if self.scales else {})
 
     def setup(self, stacks: Sequence[FactorStack], initial: Weights, generator: torch.Generator) -> None:
         """Keeps the start of guides, and looks for the factors that `scales` names."""

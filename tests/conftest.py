@@ -1,9 +1,13 @@
 """What holds in every test: no network, fixed seeds, checked distributions, a clean global state."""
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before Hugging Face is imported: a test that needs the network is broken
 os.environ["MPLBACKEND"] = "Agg"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Iterator
 

@@ -2,7 +2,6 @@
 
 from itertools import product
 
-import pyro
 import pytest
 import torch
 
@@ -15,12 +14,7 @@ from .noise import affine
 from .small_priors import ALL
 from .tiny import tiny_batch, tiny_bert, tiny_llama
 
-
-@pytest.fixture(autouse=True)
-def local_parameters():
-    """Models and guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
+pytestmark = pytest.mark.usefixtures("local_parameters")
 
 
 def signs(*shape, seed=0):

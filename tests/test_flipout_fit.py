@@ -3,7 +3,6 @@
 from itertools import count, product
 from unittest import mock
 
-import pyro
 import pytest
 import torch
 
@@ -21,12 +20,7 @@ from .test_flipout import signs
 from .test_resume import assert_equal_runs, interrupt_at
 from .tiny import tiny_batch, tiny_bert
 
-
-@pytest.fixture(autouse=True)
-def local_parameters():
-    """Models and guides read their parameters from themselves, not from Pyro's store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
+pytestmark = pytest.mark.usefixtures("local_parameters")
 
 
 def drawn(*values):

@@ -4,6 +4,8 @@ from bayeslora_pyro.curvature.accumulating import Totals as Totals
 from bayeslora_pyro.curvature.accumulating import accumulate as accumulate
 from bayeslora_pyro.curvature.evidence import Evidence as Evidence
 from bayeslora_pyro.curvature.linearised import Gaussians as Gaussians
+from bayeslora_pyro.curvature.linearised import covariances as covariances
+from bayeslora_pyro.curvature.linearised import draws_of as draws_of
 from bayeslora_pyro.curvature.linearised import linearised_batches as linearised_batches
 from bayeslora_pyro.curvature.linearised import score_moments as score_moments
 from bayeslora_pyro.curvature.recording import Record as Record
@@ -25,6 +27,8 @@ __all__ = [
     "Structure",
     "Totals",
     "accumulate",
+    "covariances",
+    "draws_of",
     "linearised_batches",
     "record",
     "score_moments",

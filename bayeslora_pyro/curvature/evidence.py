@@ -76,8 +76,8 @@ class Evidence:
                 )
             if curvature[index] == 0:
                 raise ValueError(
-                    "The evidence has no maximum: the likelihood does not depend on a group of factors. Give "
-                    "precision=… as a number."
+                    "The evidence has no maximum: the likelihood does not depend on a group of factors, as on A of a "
+                    "LoRA whose B is zero. Train it first, or give precision=… as a number."
                 )
         low, high = (norms.new_full((count,), bound) for bound in BOUNDS)
         for _ in range(80):

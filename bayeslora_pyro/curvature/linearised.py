@@ -19,7 +19,15 @@ from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.passes import Reader
 from bayeslora_pyro.types import Batch, Weights, to_device
 
-__all__ = ["Gaussians", "covariance", "linearised_batches", "score_moments", "spread"]
+__all__ = [
+    "Gaussians",
+    "covariances",
+    "derivatives",
+    "draws_of",
+    "linearised_batches",
+    "score_moments",
+    "spread",
+]
 
 BLOCK = 64
 """How many draws of the scores of an item are made at once."""
@@ -67,12 +75,12 @@ def linearised_batches(
         if predictive == "weights":
             scores = mean + _moved(model, gaussians, kept, steps)
         else:
-            second = covariance(model, gaussians, kept)
+            second = covariances(model, [gaussians], kept)[0]
             if predictive in CLOSED:
                 _check_classes(model, predictive, mean, batch)
                 scores = CLOSED[predictive](mean, second).unsqueeze(0)
             else:
-                scores = mean + _draws(mean, second, num_draws, seed, first, joint=predictive == "joint")
+                scores = mean + draws_of(second, num_draws, seed, first, joint=predictive == "joint")
         parts = read(model.likelihood.of_scores(scores, to_device(batch, scores.device)), batch)
         pairs.append((batch, tuple(part.cpu() for part in parts)))
         first += len(mean)
@@ -86,25 +94,32 @@ def score_moments(
 ) -> tuple[Tensor, Tensor]:
     """The mean and the covariance of the scores of a batch. Shapes `(items, C)` and `(items, C, C)`."""
     kept = record(model, weights, to_device(batch, model.adapter.device))
-    return kept.scores.detach(), covariance(model, gaussians, kept)
+    return kept.scores.detach(), covariances(model, [gaussians], kept)[0]
 
 
-def covariance(model: BayesianLora, gaussians: Gaussians, kept: Record) -> Tensor:
-    r"""The covariance of the scores, :math:`\Lambda = \sum_f J_f \Sigma_f J_f^\top`. Shape `(items, C, C)`.
+def covariances(model: BayesianLora, several: Sequence[Gaussians], kept: Record) -> list[Tensor]:
+    r"""The covariance of the scores, :math:`\Lambda = \sum_f J_f \Sigma_f J_f^\top`, under each of several posteriors.
 
-    The derivatives by the scores are pulled back once for each score; those by a factor are made and contracted one
-    factor at a time.
+    The gradients of the scores are pulled back once; the Jacobian by a factor is made and contracted one factor at a
+    time.
+
+    Args:
+        model: The model.
+        several: The posteriors, of the same stacks.
+        kept: A forward pass.
+
+    Returns:
+        The covariances. Shapes `(items, C, C)`.
     """
-    total = kept.scores.new_zeros(*kept.scores.shape, kept.scores.shape[-1]).detach()
-    for distribution, place, derivative in derivatives(model, gaussians, kept):
-        total = total + spread(distribution, place, derivative)
-    return total
+    totals = [kept.scores.new_zeros(*kept.scores.shape, kept.scores.shape[-1]).detach() for _ in several]
+    for name, place, derivative in derivatives(model, several[0], kept):
+        for total, gaussians in zip(totals, several, strict=True):
+            total += spread(gaussians[name], place, derivative)
+    return totals
 
 
-def derivatives(
-    model: BayesianLora, gaussians: Gaussians, kept: Record
-) -> Iterator[tuple[TorchDistribution, int, Tensor]]:
-    """Goes through the factors that have a posterior: its distribution, its place in it, and the Jacobian.
+def derivatives(model: BayesianLora, gaussians: Gaussians, kept: Record) -> Iterator[tuple[str, int, Tensor]]:
+    """Goes through the factors that have a posterior: the name of its stack, its place there, and its Jacobian.
 
     Shape of the last `(items, C, d_o, d_i)`.
     """
@@ -115,7 +130,7 @@ def derivatives(
         for place in range(len(stack)):
             if stack.name in gaussians:
                 by_score = torch.stack([jacobian(kept, each, index) for each in pulled], dim=1)
-                yield gaussians[stack.name], place, by_score
+                yield stack.name, place, by_score
             index += 1
 
 
@@ -219,10 +234,9 @@ def _check_classes(model: BayesianLora, predictive: str, mean: Tensor, batch: Ba
 
 def _moved(model: BayesianLora, gaussians: Gaussians, kept: Record, steps: Sequence[Weights]) -> Tensor:
     """What draws of the factors add to the scores, to first order. Shape `(S, items, C)`."""
-    names = {id(distribution): name for name, distribution in gaussians.items()}
     total = kept.scores.new_zeros(len(steps), *kept.scores.shape).detach()
-    for distribution, place, derivative in derivatives(model, gaussians, kept):
-        step = torch.stack([each[names[id(distribution)]][place] for each in steps])
+    for name, place, derivative in derivatives(model, gaussians, kept):
+        step = torch.stack([each[name][place] for each in steps])
         total = total + torch.einsum("ncij,sij->snc", derivative, step)
     return total
 
@@ -233,12 +247,22 @@ def _step(gaussians: Gaussians, weights: Weights, seed: int, draw: int) -> dict[
         return {name: q.sample() - weights[name] for name, q in gaussians.items()}
 
 
-def _draws(mean: Tensor, second: Tensor, num_draws: int, seed: int, first: int, *, joint: bool) -> Tensor:
-    """Draws of centred scores. Shape `(S, items, C)`."""
-    noise = torch.stack([_noise(seed, first + n, num_draws, mean) for n in range(len(mean))], dim=1)
+def draws_of(covariance: Tensor, num_draws: int, seed: int, first: int, *, joint: bool = True) -> Tensor:
+    """Draws scores about zero. Shape `(S, items, C)`.
+
+    Args:
+        covariance: Their covariance. Shape `(items, C, C)`.
+        num_draws: The number of draws S.
+        seed: The seed.
+        first: The place of the first item in the data.
+        joint: Whether those of an item are drawn together, or each by itself.
+    """
+    noise = torch.stack(
+        [_noise(seed, first + n, num_draws, covariance) for n in range(len(covariance))], dim=1
+    )
     if joint:
-        return (root_of(second) @ noise.unsqueeze(-1)).squeeze(-1)
-    return second.diagonal(dim1=-2, dim2=-1).sqrt() * noise
+        return (root_of(covariance) @ noise.unsqueeze(-1)).squeeze(-1)
+    return covariance.diagonal(dim1=-2, dim2=-1).sqrt() * noise
 
 
 def _noise(seed: int, item: int, num_draws: int, like: Tensor) -> Tensor:

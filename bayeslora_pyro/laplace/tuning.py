@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
 
 import torch
 
+from bayeslora_pyro.curvature import covariances, draws_of, record
+from bayeslora_pyro.isolation import evaluating
 from bayeslora_pyro.posterior import Posterior
-from bayeslora_pyro.types import Batch
+from bayeslora_pyro.types import Batch, to_device
 
 __all__ = ["best_precision_on"]
 
@@ -19,29 +20,38 @@ GRID = (1e-4, 1e6, 41)
 NUM_DRAWS = 512
 
 
-def best_precision_on(posterior: Posterior, batches: Sequence[Batch], seed: int) -> float:
+def best_precision_on(
+    posterior_with: Callable[[float], Posterior], batches: Sequence[Batch], seed: int
+) -> float:
     """The precision, of a grid, whose predictions give labels the least NLL; the same draws for each.
 
+    The items are gone through once, and one factor of the model at a time has its Jacobian contracted with every
+    covariance of the grid.
+
     Args:
-        posterior: A Laplace approximation; its precisions are changed.
+        posterior_with: The Laplace approximation with a precision.
         batches: Labelled items that are no training items.
         seed: The seed of the draws.
+
+    Raises:
+        ValueError: If an item has no label.
     """
     low, high, count = GRID
     grid = torch.logspace(math.log10(low), math.log10(high), count, dtype=torch.float64).tolist()
-    costs = [_nll(_with_precision(posterior, each), batches, seed) for each in grid]
-    return grid[costs.index(min(costs))]
-
-
-def _with_precision(posterior: Posterior, precision: float) -> Posterior:
-    for stack in posterior.stacks:
-        if posterior.model.prior_of(stack).latent is not None:
-            own = cast(Any, posterior.guide.get_submodule(stack.name))
-            with torch.no_grad():
-                own.log_precision.fill_(math.log(precision))
-    return posterior
-
-
-def _nll(posterior: Posterior, batches: Sequence[Batch], seed: int) -> float:
-    scores = posterior.log_likelihood(batches, NUM_DRAWS, seed).double()
-    return -(scores.logsumexp(0) - math.log(NUM_DRAWS)).mean().item()
+    first = posterior_with(grid[0])
+    model, weights = first.model, first.mean_adapter()
+    several = [posterior_with(each).guide.factor_posteriors() for each in grid]
+    costs, seen = torch.zeros(count, dtype=torch.float64), 0
+    with evaluating(model.adapter.peft_model, model, first.guide):
+        for batch in batches:
+            here = to_device(batch, model.adapter.device)
+            observed = model.likelihood.observed(here)
+            if observed is None:
+                raise ValueError("tuning yields batches without labels: give labelled items.")
+            kept = record(model, weights, here)
+            for index, second in enumerate(covariances(model, several, kept)):
+                scores = kept.scores.detach() + draws_of(second, NUM_DRAWS, seed, seen)
+                log_probs = model.likelihood.of_scores(scores, here).log_prob(observed).double()
+                costs[index] -= (log_probs.logsumexp(0) - math.log(NUM_DRAWS)).sum().cpu()
+            seen += kept.num_items
+    return grid[int(costs.argmin())]

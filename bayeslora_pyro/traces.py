@@ -1,0 +1,49 @@
+"""What is read off traces and draws: values of sites, names of their dimensions, means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from bayeslora_pyro.types import Weights
+
+__all__ = ["is_named", "mean_of", "site_dims", "stack_values", "stack_weights"]
+
+MEAN_DRAWS = 4096
+
+
+def is_named(site: Mapping[str, Any]) -> bool:
+    """Whether a site is a latent one, whose dimensions have names."""
+    return site["type"] == "sample" and "event_dims" in site["infer"]
+
+
+def site_dims(site: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the dimensions of a site; what stacks share stands outside their plates."""
+    plate = ("adapter",) if site["cond_indep_stack"] else ()
+    return (*plate, *site["infer"]["event_dims"])
+
+
+def stack_values(traces: Iterable[poutine.Trace]) -> dict[str, Tensor]:
+    """The values of the latent sites of several traces. Shapes `(draw, …)`, by site name."""
+    nodes: list[dict[str, Any]] = [trace.nodes for trace in traces]
+    draws = [{name: site["value"] for name, site in sites.items() if is_named(site)} for sites in nodes]
+    return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+
+
+def stack_weights(draws: Sequence[Weights]) -> dict[str, Tensor]:
+    """Draws of the factors side by side. Shapes `(draw, L, d_o, d_i)`, by stack name."""
+    return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+
+
+def mean_of(distribution: dist.TorchDistribution) -> Tensor:
+    """The mean, by averaging draws where there is no closed form."""
+    try:
+        mean: Tensor = distribution.mean
+    except NotImplementedError:
+        mean = distribution.sample((MEAN_DRAWS,)).mean(0)
+    return mean
