@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-__all__ = ["FitConfig"]
+__all__ = ["PREDICTIVES", "FitConfig"]
+
+PREDICTIVES = ("network", "joint", "independent", "probit", "bridge", "weights")
+"""How a posterior predicts: with draws in the network, or through the network linearised at the mean."""
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bayeslora_pyro import folders
+from bayeslora_pyro.config import PREDICTIVES
 from bayeslora_pyro.curvature import linearised_batches
 from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.isolation import evaluating, local_rng
@@ -21,7 +23,7 @@ from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.passes import Reader, each_batch, join, numbers
 from bayeslora_pyro.prediction import Prediction, RegressionPrediction
 from bayeslora_pyro.traces import is_named, mean_of, site_dims, stack_values, stack_weights
-from bayeslora_pyro.types import PREDICTIVES, Batch, FactorStack, Weights
+from bayeslora_pyro.types import Batch, FactorStack, Weights
 
 __all__ = ["Posterior"]
 
@@ -59,6 +61,13 @@ class Posterior:
         self.guide = guide
         self.history = [dict(row) for row in history]
         self.metadata = dict(metadata or {})
+        self.predictive = guide.predictive
+
+    def by_weights(self) -> Self:
+        """The same posterior, predicting with the very draws that :meth:`sample` and :meth:`log_weights` have."""
+        same = copy.copy(self)
+        same.predictive = "network" if self.guide.predictive == "network" else "weights"
+        return same
 
     @property
     def stacks(self) -> tuple[FactorStack, ...]:
@@ -192,11 +201,11 @@ class Posterior:
         predictive: str | None,
     ) -> list[Pair]:
         """What is read off the predictive distributions of draws, of the network or of its linearisation."""
-        usual, chosen = self.guide.predictive, predictive or self.guide.predictive
+        chosen = predictive or self.predictive
         if chosen not in PREDICTIVES:
             raise ValueError(f"predictive should be one of {', '.join(PREDICTIVES)}, and is {predictive!r}.")
         if chosen == "network":
-            if usual != "network":
+            if self.guide.predictive != "network":
                 warnings.warn(COLLAPSE, stacklevel=3)
             return self._each_batch(batches, self.weights(num_draws, seed), seed, memory_budget, read)
         with self._evaluating(), local_rng(seed, "batches"):

@@ -10,7 +10,6 @@ import torch
 from torch.distributions import Transform
 
 __all__ = [
-    "PREDICTIVES",
     "WEIGHT_DIMS",
     "Batch",
     "FactorStack",
@@ -24,9 +23,6 @@ __all__ = [
 
 WEIGHT_DIMS = ("out_feature", "in_feature")
 """The names of the dimensions of a factor."""
-
-PREDICTIVES = ("network", "joint", "independent", "probit", "bridge", "weights")
-"""How a posterior predicts: with draws in the network, or through the network linearised at the mean."""
 
 Role: TypeAlias = Literal["A", "B"]
 

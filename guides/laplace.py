@@ -10,9 +10,10 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from bayeslora_pyro.config import PREDICTIVES
 from bayeslora_pyro.guides.base import Guide, GuidedModel
 from bayeslora_pyro.kronecker_normal import KroneckerNormal
-from bayeslora_pyro.types import PREDICTIVES, FactorStack
+from bayeslora_pyro.types import FactorStack
 
 __all__ = ["LaplaceGuide"]
 

@@ -84,6 +84,15 @@ def test_flows_has_a_ratio_for_every_flow(monkeypatch, capsys):
     assert all(f"  {name} " in table for name in names)
 
 
+def test_laplace_is_held_against_training_and_against_laplace_torch(monkeypatch, capsys, recwarn):
+    run("laplace", "--json", "--model", *TINY, monkeypatch=monkeypatch)
+    rows = json.loads(capsys.readouterr().out)
+    for row in rows.values():
+        assert row.keys() >= EVERYWHERE
+    assert rows["tiny"]["laplace_torch"]["ratio"] > 0
+    assert "laplace_torch" not in rows["tiny-decoder"]  # whose likelihood it does not know
+
+
 def test_table_names_the_setting(monkeypatch, capsys):
     run("draws", "--model", "tiny", monkeypatch=monkeypatch)
     table = capsys.readouterr().out

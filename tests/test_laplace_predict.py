@@ -21,6 +21,7 @@ from bayeslora_pyro import (
 )
 from bayeslora_pyro.curvature import linearised_batches
 from bayeslora_pyro.curvature.linearised import bridge, probit, root_of
+from bayeslora_pyro.isolation import evaluating
 from bayeslora_pyro.passes import numbers
 
 from .exact import rand
@@ -199,6 +200,26 @@ class TestItIsAGuide:
         assert {"A_2x16.W", "B_16x2.W"} <= set(container.posterior.data_vars)
         assert container.posterior["A_2x16.W"].shape == (1, 30, 4, 2, 16)
 
+    @pytest.mark.parametrize("options", [{}, {"predictive": "probit"}, {"structure": "diagonal"}], ids=str)
+    def test_in_arviz_weights_and_predictions_are_of_the_same_draws(self, options: dict[str, Any]) -> None:
+        """Else importance weights, and so k-hat, would compare densities of one draw with the fit of another."""
+        found, batches = laplace_posterior(classifier(), data(), **options), data()
+        container = to_arviz(found, batches, fitted_to=batches, num_draws=30, seed=4)
+        scores = found.log_likelihood(batches, 30, 4, predictive="weights")
+        stats = container.sample_stats
+        torch.testing.assert_close(torch.as_tensor(stats["fitted_log_likelihood"].values[0]), scores)
+        weights = found.weights(30, 4)
+        mean, test = found.mean_adapter(), batches[0]
+        for draw in (0, 29):
+            with evaluating(found.model.adapter.peft_model, found.model):
+                moved = {k: mean[k] + 1e-5 * (weights[k][draw] - mean[k]) for k in mean}
+                still, near = (
+                    found.model.likelihood.scores(found.model.run_with(w, test), test) for w in (mean, moved)
+                )
+            linear = (still + (near - still) / 1e-5).log_softmax(-1)
+            predicted = found.predict([test], 30, 4, predictive="weights").log_probs[draw]
+            torch.testing.assert_close(predicted, linear, rtol=1e-3, atol=1e-3)
+
     def test_made_anew_it_is_isotropic(self) -> None:
         model = BayesianLora(tiny_bert(), "gaussian", num_data=15)
         for structure in ("kronecker", "diagonal"):
@@ -249,7 +270,7 @@ class TestFolders:
         ({"per": "row"}, "per should be one of all, role, layer, factor, and is 'row'"),
         ({"fisher": 0}, "fisher should be 'exact' or at least 1 label for each item, and is 0"),
         ({"rank": 0}, "rank should be at least 1, and is 0"),
-        ({"modules": "*.nothing"}, "is for no factor"),
+        ({"modules": "*.nothing"}, "fits no adapted module"),
     ],
     ids=str,
 )

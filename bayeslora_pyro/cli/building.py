@@ -55,6 +55,10 @@ _GUIDE = {
 """The options that are arguments of the guide."""
 
 
+_FAMILIES = ("laplace", "tfb")
+"""The first parts of the names of options that belong to the methods whose names start alike."""
+
+
 @dataclass(frozen=True)
 class Language:
     """A base model with its tokenizer, and the longest text it is given.
@@ -170,8 +174,11 @@ def make_recipe(
 ) -> Recipe:
     """Makes a method ready, with what the options change of its prior, its guide and its fit."""
     build = METHODS[options["method"]]
-    sizes = {"batch_size": options["batch_size"]} if "batch_size" in signature(build).parameters else {}
-    recipe = build(peft_model, likelihood, num_data, seed=options["seed"], **sizes)
+    own = _own_arguments(options)
+    if "batch_size" in signature(build).parameters:
+        own["batch_size"] = options["batch_size"]
+    with blame(", ".join(f"--{name} {options[name]}" for name in options if _is_own(name, options))):
+        recipe = build(peft_model, likelihood, num_data, seed=options["seed"], **own)
     prior = {
         name.partition(".")[2]: value
         for name, value in options.items()
@@ -188,6 +195,26 @@ def make_recipe(
         recipe = replace(recipe, num_chains=options["num_chains"])
     share = math.ceil(recipe.num_draws / recipe.num_members)  # of each member alike
     return replace(recipe, num_draws=share * recipe.num_members)
+
+
+def _is_own(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether an option is given that one family of methods has for its own."""
+    return name.partition(".")[0] in _FAMILIES and options[name] is not None
+
+
+def _own_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options say to the method itself."""
+    own = {}
+    for name in options:
+        if _is_own(name, options):
+            family, _, argument = name.partition(".")
+            if not options["method"].startswith(family):
+                raise CommandError(
+                    f"--{name.replace('_', '-')} does not fit --method {options['method']}: leave it out, or choose "
+                    "another method"
+                )
+            own[argument] = options[name]
+    return own
 
 
 def _changed(recipe: Recipe, method: str, prior: dict[str, Any], guide: dict[str, Any]) -> Recipe:

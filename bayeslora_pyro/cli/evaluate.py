@@ -53,15 +53,18 @@ class _Scorer:
         run: The run.
         num_draws: The number of draws.
         seed: Their seed.
+        predictive: What is drawn; None for what the method draws.
     """
 
     run: LoadedRun
     num_draws: int
     seed: int
+    predictive: str | None = None
 
     def predict(self, name: str, examples: Examples) -> Any:
         """Predicts each item with each draw."""
-        return self.run.posterior.predict(self._batches(name, examples), self.num_draws, self.seed)
+        batches = self._batches(name, examples)
+        return self.run.posterior.predict(batches, self.num_draws, self.seed, predictive=self.predictive)
 
     def score_text(self, name: str, examples: Examples) -> Row:
         """The mean negative log-likelihood of a token, in nats, under the posterior predictive of whole texts."""
@@ -92,7 +95,7 @@ def run(plan: Plan) -> None:
             f"--num-draws {num_draws} is no multiple of the {len(opened.members)} members of the ensemble: give one, "
             "so that each counts alike"
         )
-    scorer = _Scorer(opened, num_draws, options["seed"])
+    scorer = _Scorer(opened, num_draws, options["seed"], options["predictive"])
     kind = opened.record["data"]["kind"]
     temperature = _temperature(scorer) if options["temperature"] else None
     rows: dict[str, Row] = {}

@@ -186,7 +186,7 @@ def _objective(recipe: Recipe) -> str:
     """Says what is maximised."""
     if any(prior.latent is not None for prior in recipe.model.priors.values()):
         return tempering("", recipe.config.kl_weight)
-    return tempering("lora", 0) + ("" if recipe.finish is None else ", then a search for the noise it bears")
+    return tempering("lora", 0) + ("" if recipe.finish is None else f", then {recipe.finish.about}")
 
 
 def tempering(method: str, kl_weight: float) -> str:

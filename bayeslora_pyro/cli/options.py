@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from bayeslora_pyro.cli.values import ValueType, number, once, one_of, switch, text, texts, whole
-from bayeslora_pyro.config import FitConfig
+from bayeslora_pyro.config import PREDICTIVES, FitConfig
 
 __all__ = ["COMMANDS", "FIT_FIELDS", "Command", "Option"]
 
@@ -116,8 +116,8 @@ _METHOD = _group(
         "method",
         text(),
         "bayesian-lora, bayesian-lora-mf (mean field), bayesian-lora-mn (matrix normal), map, blob, rank-space, lora, "
-        "ensemble (of LoRA fits), checkpoint-ensemble (of points of one fit), mc-dropout or tfb (noise for a "
-        "trained LoRA)",
+        "ensemble (of LoRA fits), checkpoint-ensemble (of points of one fit), mc-dropout, tfb (noise for a "
+        "trained LoRA), laplace-lora or laplace-lora-last-layer (the curvature at a trained LoRA)",
         "bayesian-lora",
     ),
     ("num_chains", whole(1), "how many independent fits predict together (default: the method's own)"),
@@ -141,6 +141,23 @@ _METHOD = _group(
     ("guide.scale", number(), "the initial standard deviation of the inducing matrices"),
     ("guide.rate", number(0), "the share of the inputs of A that MC dropout drops"),
     ("guide.noise_scale", number(), "the initial share of the conditional noise, between 0 and 1"),
+    (
+        "laplace.structure",
+        one_of("kronecker", "diagonal"),
+        "what is kept of the curvature (default: kronecker)",
+    ),
+    ("laplace.precision", number(), "the precision of the prior (default: by the evidence)"),
+    ("laplace.per", one_of("all", "role", "layer", "factor"), "which factors share one (default: all)"),
+    (
+        "laplace.modules",
+        text("PATTERN"),
+        "the adapted modules that are random (default: all, or the last layer)",
+    ),
+    ("laplace.sharing", one_of("expand", "reduce"), "how tokens share in the curvature (default: expand)"),
+    ("laplace.rank", whole(1), "the eigenvectors of a side that is not kept whole (default: 10)"),
+    ("laplace.max_dense", whole(0), "the largest side that is kept whole (default: 1024)"),
+    ("tfb.tolerance", number(), "the loss of performance that is borne"),
+    ("tfb.metric", one_of("nll", "accuracy"), "what performance is"),
 )
 
 _FIT_RUN = _group(
@@ -173,6 +190,7 @@ COMMANDS: dict[str, Command] = {
             Option("data", text("FILE"), "a file to score instead of the test set", group="data"),
             *_SHIFTS,
             Option("num_draws", whole(1), "the number of draws (default: the method's own)"),
+            Option("predictive", one_of(*PREDICTIVES), "what is drawn (default: the method's own)"),
             _DRAW_SEED,
             _DEVICE,
             Option("temperature", once, "also fit one temperature on the tuning set", False),

@@ -266,8 +266,12 @@ def draws_of(covariance: Tensor, num_draws: int, seed: int, first: int, *, joint
 
 
 def _noise(seed: int, item: int, num_draws: int, like: Tensor) -> Tensor:
-    """White noise for an item, `(S, C)`: that of draw s is a function of the seed, s and the item."""
-    blocks = range(0, num_draws, BLOCK)  # of one size, as what torch draws depends on how much it draws
+    """White noise for an item, `(S, C)`: that of draw s is a function of the seed, s and the item.
+
+    Every second draw is the one before with its sign changed. Between two classes, the answer is then that of the mean
+    for any even number of draws, as it is for infinitely many.
+    """
+    blocks = range(0, num_draws, 2 * BLOCK)  # of one size, as what torch draws depends on how much it draws
     with local_rng(seed, "scores", item):
         noise = torch.cat([torch.randn(BLOCK, like.shape[-1], dtype=like.dtype) for _ in blocks])
-    return noise[:num_draws].to(like.device)
+    return torch.stack([noise, -noise], dim=1).flatten(0, 1)[:num_draws].to(like.device)

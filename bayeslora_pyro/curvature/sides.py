@@ -48,12 +48,17 @@ class Side:
         self.is_dense = size <= max_dense
         shape = (size, size) if self.is_dense else (size, 0)
         self._kept = torch.zeros(shape, dtype=torch.float64, device=device)
-        self._trace = 0.0
+        self._trace = torch.zeros((), dtype=torch.float64, device=device)
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes of memory."""
+        return self._kept.nbytes
 
     def add(self, rows: Tensor) -> None:
         """Adds the outer products of rows. Shape `(rows, d)`."""
         rows = rows.to(torch.float64)
-        self._trace += float(rows.square().sum())
+        self._trace += rows.square().sum()
         if self.is_dense:
             self._kept += rows.mT @ rows
             return
@@ -71,7 +76,7 @@ class Side:
             if kept.shape[1] < self.rank:  # fewer rows than eigenvectors: the rest is nothing
                 vectors = _completed(vectors, self.rank)
                 values = torch.nn.functional.pad(values, (0, self.rank - len(values)))
-        captured = float(values.sum()) / self._trace if self._trace else 1.0
+        captured = float(values.sum() / self._trace) if self._trace else 1.0
         return Eigen(vectors, values * scale, captured)
 
 

@@ -122,6 +122,11 @@ class Kronecker(Structure):
                 rows = [_by_item(record, g.sum(1)) for each in gradients for g in each.of[index]]
             self._out[index].add(torch.cat(rows))
 
+    @property
+    def num_bytes(self) -> int:
+        """What the sums take of memory."""
+        return sum(side.num_bytes for side in (*self._out, *self._in))
+
     def eigen(self, index: int, scale: float = 1.0) -> tuple[Eigen, Eigen]:
         """The eigenvectors of both sides of a factor, of its rows (outputs) times a number, and of its columns."""
         return self._out[index].eigen(scale), self._in[index].eigen(1 / self._counts[index])

@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bayeslora_pyro.diagnostics.observations import Groups, as_float64, collect_data, collect_prior_data
-from bayeslora_pyro.diagnostics.protocols import PosteriorLike
+from bayeslora_pyro.diagnostics.protocols import LinearisedLike, PosteriorLike
 from bayeslora_pyro.diagnostics.updates import update_figures
 from bayeslora_pyro.types import Batch
 
@@ -25,6 +25,8 @@ def collect_chain(
     prior_predictive: bool = False,
 ) -> Groups:
     """Collect the groups of one posterior, arrays `(draw, ...)`; see ``to_arviz``."""
+    if isinstance(posterior, LinearisedLike):
+        posterior = posterior.by_weights()
     groups: Groups = {}
     for group, sampler in (("posterior", posterior.sample), ("prior", posterior.sample_prior)):
         draws = sampler(num_draws, seed)

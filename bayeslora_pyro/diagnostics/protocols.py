@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bayeslora_pyro.types import Batch, FactorStack
 
-__all__ = ["NumbersLike", "PosteriorLike", "PredictionLike", "PriorPredictiveLike"]
+__all__ = ["LinearisedLike", "NumbersLike", "PosteriorLike", "PredictionLike", "PriorPredictiveLike"]
 
 
 class PredictionLike(Protocol):
@@ -103,4 +103,13 @@ class PriorPredictiveLike(Protocol):
         self, batches: Iterable[Batch], num_draws: int, seed: int
     ) -> PredictionLike | NumbersLike:
         """Predict the items of the batches with each draw of ``sample_prior``."""
+        ...
+
+
+@runtime_checkable
+class LinearisedLike(Protocol):
+    """A posterior that may usually predict with other draws than those of the weights."""
+
+    def by_weights(self) -> Any:
+        """Return the same posterior, predicting with the draws of the weights."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from bayeslora_pyro.models import BayesianLora, GaussianPrior, PointPrior, Prior
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.types import Batch, FactorStack, Weights
 
-__all__ = ["Approximation", "last_layer"]
+__all__ = ["Approximation", "random_pattern"]
 
 
 class Approximation:
@@ -118,11 +119,10 @@ class Approximation:
             prior: Prior = GaussianPrior(next(iter(scales.values())))
         else:
             prior = GaussianPrior(scales=scales)
-        old, modules = self._old, self._config.modules
-        modules = last_layer(old.stacks) if modules == "last" else modules
+        old, pattern = self._old, random_pattern(self._old.stacks, self._config.modules)
         model = BayesianLora(
             old.adapter.peft_model,
-            prior if modules is None else {modules: prior, "AB": PointPrior()},
+            prior if pattern is None else {pattern: prior, "AB": PointPrior()},
             old.likelihood,
             old.num_data,
             adapter_name=old.adapter.adapter_name,
@@ -141,12 +141,32 @@ class Approximation:
         }
 
 
-def last_layer(stacks: Sequence[FactorStack]) -> str:
-    """The pattern of the adapted modules of the last layer, by the numbers of layers in their names.
+def random_pattern(stacks: Sequence[FactorStack], modules: str | None) -> str | None:
+    """The pattern of the factors that are random, None for all of them.
+
+    Args:
+        stacks: The stacks.
+        modules: What :class:`LaplaceConfig` has.
 
     Raises:
-        ValueError: If the names have no numbers.
+        ValueError: If it fits no factor.
     """
+    pattern = _last_layer(stacks) if modules == "last" else modules
+    fits = [
+        pattern is None or pattern == stack.role or fnmatchcase(name, pattern)
+        for stack in stacks
+        for module in stack.adapters
+        for name in (module, f"{module}.{stack.role}")
+    ]
+    if not any(fits):
+        raise ValueError(
+            f"modules={modules!r} fits no adapted module: give a pattern of such names as {stacks[0].adapters[0]!r}."
+        )
+    return None if all(fits) else pattern
+
+
+def _last_layer(stacks: Sequence[FactorStack]) -> str:
+    """The pattern of the adapted modules of the last layer, by the numbers of layers in their names."""
     numbered = [
         (int(match[2]), match[1])
         for stack in stacks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bayeslora_pyro.types import PREDICTIVES
+from bayeslora_pyro.config import PREDICTIVES
 
 __all__ = ["LaplaceConfig"]
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from torch import nn
 
-from bayeslora_pyro.laplace import LaplaceConfig, laplace_posterior
+from bayeslora_pyro.laplace import LaplaceConfig, laplace_posterior, random_pattern
 from bayeslora_pyro.methods import lora
 from bayeslora_pyro.methods.recipe import Recipe
 from bayeslora_pyro.models import Likelihood
@@ -30,8 +31,7 @@ def build(
     num_data: int,
     *,
     seed: int = 0,
-    config: LaplaceConfig | None = None,
-    modules: str | None = None,
+    **settings: Any,
 ) -> Recipe:
     """Builds Laplace-LoRA for a LoRA that the recipe fits first.
 
@@ -47,13 +47,12 @@ def build(
         likelihood: The likelihood, or its name.
         num_data: The number of training items.
         seed: The seed.
-        config: The settings of the approximation; its seed is that of the recipe.
-        modules: The adapted modules that are random, `"last"` for those of the last layer.
+        settings: Fields of :class:`bayeslora_pyro.LaplaceConfig`.
     """
-    settings = replace(config or LaplaceConfig(), seed=seed)
-    settings = settings if modules is None else replace(settings, modules=modules)
     recipe = lora.build(peft_model, likelihood, num_data, seed=seed)
-    return replace(recipe, num_draws=NUM_DRAWS, finish=Approximate(settings))
+    config = LaplaceConfig(seed=seed, **settings)
+    random_pattern(recipe.model.stacks, config.modules)  # better now than after the fit
+    return replace(recipe, num_draws=NUM_DRAWS, finish=Approximate(config))
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,7 @@ class Approximate:
     """
 
     config: LaplaceConfig
+    about: ClassVar[str] = "the curvature at it, and the precision of the prior"
 
     def __call__(self, fitted: Posterior, loader: Iterable[Batch]) -> Posterior:
         """Goes through the training data once; see :func:`bayeslora_pyro.laplace_posterior`."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from bayeslora_pyro.config import FitConfig
 from bayeslora_pyro.ensemble import Ensemble
@@ -17,6 +17,19 @@ from bayeslora_pyro.types import Batch
 __all__ = ["Recipe"]
 
 
+class Finish(Protocol):
+    """Makes the posterior of a method from a fitted one and the loader that it was fitted with."""
+
+    @property
+    def about(self) -> str:
+        """What it does, in some words."""
+        ...
+
+    def __call__(self, fitted: Posterior, loader: Iterable[Batch], /) -> Posterior:
+        """Makes the posterior."""
+        ...
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A method made ready for one PEFT model.
@@ -27,8 +40,7 @@ class Recipe:
         config: The settings of the fit.
         num_draws: The number of draws to predict with.
         num_chains: The number of independent fits.
-        finish: Makes the posterior of the method from a fitted one and the loader that it was fitted with; None where
-            the fitted posterior is that of the method.
+        finish: What comes after the fit; None where the fitted posterior is that of the method.
     """
 
     model: BayesianLora
@@ -36,7 +48,7 @@ class Recipe:
     config: FitConfig
     num_draws: int = 16
     num_chains: int = 1
-    finish: Callable[[Posterior, Iterable[Batch]], Posterior] | None = None
+    finish: Finish | None = None
 
     @property
     def num_members(self) -> int:

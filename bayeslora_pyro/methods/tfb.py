@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,7 @@ class Bayesianize:
     bounds: tuple[float, float] = (1e-4, 1.0)
     num_steps: int = 6
     seed: int = 0
+    about: ClassVar[str] = "a search for the noise it bears"
 
     def __post_init__(self) -> None:
         if self.metric not in ("nll", "accuracy"):
