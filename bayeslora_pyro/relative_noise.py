@@ -12,18 +12,22 @@ from torch.distributions import constraints, register_kl
 __all__ = ["RelativeNoise"]
 
 
+_PAIR = constraints.independent(constraints.stack([constraints.real, constraints.positive], dim=-1), 1)
+
+
 class RelativeNoise(TorchDistribution):
     r"""How factors that are Gaussian relative to a point are distributed, for each of L factors :math:`A`.
 
     .. math:: W_{ij} \sim \mathcal{N}(m A_{ij}, \alpha A_{ij}^2)
 
-    A sample is always the pair :math:`(m, \alpha)`: the noise itself is drawn where the factor is applied. Its
-    divergence from another is that of the factors, and does not depend on A,
+    A sample is always the pair :math:`(m, \alpha)`: the noise itself is drawn where the factor is applied. The
+    divergence from another is that of the factors, which does not depend on A,
 
-    .. math:: \mathrm{KL} = \frac n2 \sum_l \Big[\frac{\alpha_l + (m_l - m'_l)^2}{\alpha'_l} - 1
+    .. math:: \mathrm{KL}(q \,\|\, q') = \frac n2 \sum_l \Big[\frac{\alpha_l + (m_l - m'_l)^2}{\alpha'_l} - 1
         - \ln \frac{\alpha_l}{\alpha'_l}\Big]
 
-    with n the number of entries of a factor, or 1 for its mean over them.
+    with n the number of entries of a factor, or 1 for its mean over them. The "density" at a pair is the exponential of
+    minus the divergence of these factors from its own, so that every estimate of an ELBO has it exactly.
 
     Args:
         pair: The :math:`m` and the :math:`\alpha > 0` of each factor. Shape `(..., L, 2)`.
@@ -32,10 +36,8 @@ class RelativeNoise(TorchDistribution):
             the first dimension, the items of a batch.
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
-        "pair": constraints.independent(constraints.real, 2)
-    }
-    support = constraints.independent(constraints.real, 2)
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"pair": _PAIR}
+    support = _PAIR
     has_rsample = True
 
     def __init__(
@@ -54,8 +56,17 @@ class RelativeNoise(TorchDistribution):
         return self.pair.expand(self._extended_shape(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Zero at the pairs and `-inf` elsewhere, as of a point. Shape `(...)`."""
-        return (value == self.pair).all(-1).all(-1).to(self.pair.dtype).log()
+        """Minus the divergence of the factors with other pairs. Shape `(...)`."""
+        return -self.divergence_of(value)
+
+    def divergence_of(self, pair: Tensor) -> Tensor:
+        """The divergence of the factors with other pairs, `(..., L, 2)`, from those with its own. Shape `(...)`."""
+        (mean, variance), (own_mean, own_variance) = pair.unbind(-1), self.pair.unbind(-1)
+        if self.aggregate:
+            own_mean, own_variance = mean, variance.mean(0, keepdim=True)
+        ratio = variance / own_variance
+        shift = (mean - own_mean).square() / own_variance
+        return self.size / 2 * (ratio + shift - 1 - ratio.log()).sum(-1)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> RelativeNoise:
         """The same distribution over a larger batch."""
@@ -69,9 +80,4 @@ class RelativeNoise(TorchDistribution):
 
 @register_kl(RelativeNoise, RelativeNoise)  # type: ignore[untyped-decorator]
 def _kl_relative_noise(q: RelativeNoise, p: RelativeNoise) -> Tensor:
-    (mean, variance), (other_mean, other_variance) = q.pair.unbind(-1), p.pair.unbind(-1)
-    if p.aggregate:
-        other_mean, other_variance = mean, variance.mean(0, keepdim=True)
-    ratio = variance / other_variance
-    shift = (mean - other_mean).square() / other_variance
-    return p.size / 2 * (ratio + shift - 1 - ratio.log()).sum(-1)
+    return p.divergence_of(q.pair)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast, final
+from typing import Any, Literal, final
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from bayeslora_pyro.adapters import FEATURES, Features, num_features
-from bayeslora_pyro.guides.base import Guide, GuidedModel
-from bayeslora_pyro.guides.sites import PointSite
+from bayeslora_pyro.guides.base import GuidedModel
+from bayeslora_pyro.guides.delta import PointGuide
 from bayeslora_pyro.isolation import local_rng
 from bayeslora_pyro.relative_noise import RelativeNoise
 from bayeslora_pyro.types import Batch, FactorStack
@@ -62,7 +61,7 @@ class AlphaNet(nn.Module):
 
 
 @final
-class AmortisedNoiseGuide(Guide):
+class AmortisedNoiseGuide(PointGuide):
     r"""Points, and where the prior has relative noise, an inference network for its size.
 
     .. math:: q(W \mid x_n) = \mathcal{N}\big(A, \alpha_l(x_n)\, \mathrm{diag}(\mathrm{vec}\, A)^2\big), \qquad
@@ -88,8 +87,6 @@ class AmortisedNoiseGuide(Guide):
         | https://arxiv.org/abs/2605.08110
     """
 
-    site_posterior = PointSite
-
     def __init__(
         self,
         model: GuidedModel,
@@ -110,9 +107,9 @@ class AmortisedNoiseGuide(Guide):
         self.hidden = hidden
         self.link: Link = link
         super().__init__(model, noise_scale=noise_scale, seed=seed)
-        starts = [cast(RelativeNoise, start).pair[:, 1] for start in super().local_posteriors({}).values()]
         self.alpha_net: AlphaNet | None = None
-        if starts:
+        if noisy := self._noisy():
+            starts = [model.prior_of(stack).initial_local(stack).mean[:, 1] for stack in noisy]
             size = num_features(model.adapter, features)
             self.alpha_net = AlphaNet(size, torch.cat(starts), hidden=hidden, link=link, seed=seed)
 
@@ -126,27 +123,17 @@ class AmortisedNoiseGuide(Guide):
             "seed": self.seed,
         }
 
-    def _setup_stack(
-        self, stack: FactorStack, own: nn.Module, start: Tensor, generator: torch.Generator
-    ) -> None:
-        own.loc = nn.Parameter(start.clone())
-
-    def get_base_dist(self, stack: FactorStack) -> TorchDistribution:
-        """A point. Batch shape `(L,)`, event shape `(rows, cols)`."""
-        return dist.Delta(cast(Tensor, self._own(stack).loc), event_dim=2)
-
     def local_posteriors(self, batch: Batch) -> dict[str, TorchDistribution]:
         r"""The pairs :math:`(1, \alpha(x))` of the items of a batch, by stack name. Event shape `(L, 2)`."""
         if self.alpha_net is None:
             return {}
         alphas = self.alpha_net(self.model.features(batch, self.features))
-        noisy = [stack for stack in self.stacks if self.model.prior_of(stack).local is not None]
+        noisy = self._noisy()
         parts = alphas.split([len(stack) for stack in noisy], dim=-1)
         return {
             stack.name: RelativeNoise(torch.stack([torch.ones_like(part), part], dim=-1))
             for stack, part in zip(noisy, parts, strict=True)
         }
 
-    def _set_location(self, stack: FactorStack, latent: Tensor) -> None:
-        with torch.no_grad():
-            cast(Tensor, self._own(stack).loc).copy_(latent)
+    def _noisy(self) -> list[FactorStack]:
+        return [stack for stack in self.stacks if self.model.prior_of(stack).local is not None]

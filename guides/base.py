@@ -272,8 +272,9 @@ class Guide(AbstractPyroModule):
         Args:
             batch: What a collator yields.
         """
+        num_items = self.model.likelihood.num_items(batch)
         return {
-            stack.name: prior.initial_local(stack)
+            stack.name: prior.initial_local(stack).expand((num_items,))
             for stack in self.stacks
             if (prior := self.model.prior_of(stack)).local is not None
         }

@@ -113,11 +113,11 @@ class Prior(AbstractPyroModule):
         return latent
 
     def local_prior(self, stack: FactorStack) -> TorchDistribution:
-        """The distribution of the local site, where there is one. Batch shape `()`, event shape `(L, …)`."""
+        """The distribution of the local site, where there is one. Batch shape `()`, event shape `(L, K)`."""
         raise NotImplementedError(f"{type(self).__name__} has no local site.")
 
     def initial_local(self, stack: FactorStack) -> TorchDistribution:
-        """What the local site is under a guide that knows nothing of the items. Event shape `(L, …)`."""
+        """What the local site is under a guide that knows nothing of the items. Event shape `(L, K)`."""
         raise NotImplementedError(f"{type(self).__name__} has no local site.")
 
     def local_operators(
@@ -128,7 +128,7 @@ class Prior(AbstractPyroModule):
         Args:
             stack: The stack.
             weights: The factors. Shape `(L, d_o, d_i)`, or `(S, L, d_o, d_i)` for S tiles.
-            local: The value of the local site for each row of all tiles. Shape `(rows, L, …)`.
+            local: The value of the local site for each row of all tiles. Shape `(rows, L, K)`.
             noise: The noise of these rows.
         """
         raise NotImplementedError(f"{type(self).__name__} has no local site.")

@@ -179,8 +179,8 @@ class BayesianLora(PyroModule):
         if centres:
             operators |= make_operators(weights, draw_flips(centres, self.likelihood.item_of_row(batch)))
         if local := self.sample_local(batch):
-            noise = FreshNoise(self.likelihood.item_of_row(batch))
-            operators |= self.local_operators(weights, local, batch, noise)
+            weights = {name: _as_many(values, local.get(name)) for name, values in weights.items()}
+            operators |= self.local_operators(weights, local, batch)
         outputs = self.run_with(weights, batch, shared=num_draws > 1, operators=operators)
         y: Tensor = self.likelihood(outputs, batch, self.num_data)
         return y
@@ -199,7 +199,7 @@ class BayesianLora(PyroModule):
         return weights
 
     def sample_local(self, batch: Batch) -> dict[str, Tensor]:
-        """Samples the local sites of the items of a batch, by stack name. Shapes `(items, L, …)`."""
+        """Samples the local sites of the items of a batch, by stack name. Shapes `(..., items, L, K)`."""
         local = {stack: prior for stack in self.stacks if (prior := self.prior_of(stack)).local is not None}
         if not local:
             return {}
@@ -210,23 +210,25 @@ class BayesianLora(PyroModule):
             }
 
     def local_operators(
-        self, weights: Weights, local: Weights, batch: Batch, noise: Noise
+        self, weights: Weights, local: Weights, batch: Batch, noise: Noise | None = None
     ) -> dict[str, Sequence[Operator]]:
         """What applies the factors of the stacks that have a local site, by stack name.
 
         Args:
             weights: The factors by stack name. Shapes `(L, d_o, d_i)`, or `(S, L, d_o, d_i)` for S tiles.
-            local: The values of the local sites. Shapes `(items, L, …)`.
+            local: The values of the local sites. Shapes `(items, L, K)`, or `(S, items, L, K)`.
             batch: What a collator yields.
-            noise: The noise of the rows of all tiles.
+            noise: The noise of the rows of all tiles, by default from torch's generator.
         """
-        rows = self.likelihood.item_of_row(batch)
+        rows, count = self.likelihood.item_of_row(batch), self.likelihood.num_items(batch)
         operators = {}
         for stack in self.stacks:
             if stack.name in local:
-                values, factors = local[stack.name][rows], weights[stack.name]
-                values = values.repeat(len(factors) if factors.dim() == 4 else 1, 1, 1)
-                operators[stack.name] = self.prior_of(stack).local_operators(stack, factors, values, noise)
+                values, factors = local[stack.name], weights[stack.name]
+                num_tiles = len(factors) if factors.dim() == 4 else 1
+                of_rows = values.expand(num_tiles, *values.shape[-3:])[:, rows].flatten(0, 1)
+                own = FreshNoise(rows, count, num_tiles) if noise is None else noise
+                operators[stack.name] = self.prior_of(stack).local_operators(stack, factors, of_rows, own)
         return operators
 
     def features(self, batch: Batch, kind: Features) -> Tensor:
@@ -265,6 +267,13 @@ class BayesianLora(PyroModule):
     def head_values(self) -> dict[str, Tensor]:
         """The parameters outside LoRA, by their names in the PEFT model."""
         return dict(zip(self.head_names, self.head, strict=True))
+
+
+def _as_many(factors: Tensor, local: Tensor | None) -> Tensor:
+    """Gives factors the draws of their local site, `(S, L, d_o, d_i)`, where that was drawn S times."""
+    if local is None or local.dim() == 3 or factors.dim() == 4:
+        return factors
+    return factors.expand(len(local), *factors.shape)
 
 
 def _redrawn(values: Tensor, generator: torch.Generator) -> Tensor:

@@ -40,11 +40,14 @@ class FreshNoise:
 
     Args:
         item_of_row: The item of each row of the batch, counted from 0. Shape `(rows,)`.
+        num_items: The number of items of the batch.
+        num_tiles: The number of tiles of the batch, whose noise is independent.
     """
 
-    def __init__(self, item_of_row: Tensor) -> None:
-        self._item_of_row = item_of_row
-        self._num_items = int(item_of_row.max()) + 1
+    def __init__(self, item_of_row: Tensor, num_items: int, num_tiles: int = 1) -> None:
+        tiles = torch.arange(num_tiles, device=item_of_row.device).unsqueeze(1)
+        self._item_of_row = (item_of_row + tiles * num_items).flatten()
+        self._num_items = num_tiles * num_items
 
     def of_tokens(self, place: str, tokens: int, size: int, like: Tensor) -> Tensor:
         """Independent noise for each token of each row. Shape `(rows, tokens, size)`."""
