@@ -36,8 +36,8 @@ class RelativeNoise(TorchDistribution):
             the first dimension, the items of a batch.
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"pair": _PAIR}
-    support = _PAIR
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"pair": _PAIR}  # pyright: ignore
+    support = _PAIR  # pyright: ignore
     has_rsample = True
 
     def __init__(
@@ -70,7 +70,7 @@ class RelativeNoise(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> RelativeNoise:
         """The same distribution over a larger batch."""
-        new = self._get_checked_instance(RelativeNoise, _instance)  # type: ignore[no-untyped-call]
+        new: Any = self._get_checked_instance(RelativeNoise, _instance)  # type: ignore[no-untyped-call]
         new.pair = self.pair.expand(*batch_shape, *self.event_shape)
         new.size, new.aggregate = self.size, self.aggregate
         TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
