@@ -19,7 +19,7 @@ NoiseScope: TypeAlias = Literal["token", "sequence", "weight"]
 TOLERANCE = 1e-12
 """What keeps the derivative of a standard deviation finite where an activation is zero."""
 
-BLOCK = 16
+BLOCK = 64
 """For how many tokens noise is drawn at once."""
 
 
@@ -76,6 +76,7 @@ class KeyedNoise:
     ) -> None:
         items = [first + item for item in item_of_row.tolist()]
         self._items, self._seed, self._draws = items, seed, list(draws)
+        self._generator = torch.Generator()
         self._parts = [items[:row].count(item) for row, item in enumerate(items)]  # which of its item's rows
         self._positions = None if mask is None else (mask.long().cumsum(1) - 1).clamp(min=0)
 
@@ -105,8 +106,9 @@ class KeyedNoise:
         self, like: Tensor, shapes: Sequence[tuple[int, ...]], draw: int, item: int, *key: int | str
     ) -> Tensor:
         """Draws blocks of one size, as what torch draws depends on how much it draws."""
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, "noise", draw, item, *key))
-        return torch.cat([torch.randn(shape, generator=generator, dtype=like.dtype) for shape in shapes])
+        self._generator.manual_seed(derive_seed(self._seed, "noise", draw, item, *key))
+        drawn = [torch.randn(shape, generator=self._generator, dtype=like.dtype) for shape in shapes]
+        return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
 
 
 class NoisyOperator:
