@@ -110,7 +110,7 @@ class Posterior:
     def log_weights(self, num_draws: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         """The log-densities of the same draws under the prior and under the guide. Shapes `(draw,)`.
 
-        That under the guide is nan where the guide has none, but points.
+        That under the guide is nan where the guide has none, but points or noise that depends on the item.
         """
         rows = []
         with self._evaluating():
@@ -122,7 +122,7 @@ class Posterior:
                 pair = prior_trace.log_prob_sum(), guide_trace.log_prob_sum()
                 rows.append(torch.stack([torch.as_tensor(log_prob) for log_prob in pair]))
             latent = [stack for stack in self.stacks if self.model.prior_of(stack).latent is not None]
-            has_density = all(self.guide.has_density(stack) for stack in latent)
+            has_density = all(self.guide.has_density(stack) for stack in latent) and not self.depends_on_items
         log_p, log_q = torch.stack(rows, dim=-1).double()
         return log_p, log_q if has_density else torch.full_like(log_q, torch.nan)
 

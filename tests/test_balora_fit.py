@@ -254,6 +254,13 @@ def test_arviz_has_its_history_and_its_predictions():
     container = to_arviz(posterior, batches, num_draws=3)
     assert dict(container.posterior_predictive.sizes) == {"chain": 1, "draw": 3, "item": 12, "label": 3}
     assert "kl_alpha" in container.constant_data
+    alpha = container.constant_data["alpha"]
+    assert dict(alpha.sizes) == {"chain": 1, "item": 12, "factor": 8}
+    known = alpha.sel(factor=[name for name in alpha.factor.values if name.startswith("A_")]).values[0]
+    expected = torch.cat([alphas(posterior, batch) for batch in batches])
+    torch.testing.assert_close(torch.tensor(known).float(), expected)
+    assert int(alpha.isnull().sum()) == 12 * 4
+    assert bool(container.sample_stats["log_guide"].isnull().all())
 
 
 def test_the_command_line(fitted, bert, tmp_path, capsys):
@@ -268,5 +275,7 @@ def test_the_command_line(fitted, bert, tmp_path, capsys):
         posterior.model.priors["A"].config()
     )
     assert (posterior.guide.features, posterior.guide.hidden) == ("backbone", 16)
+    assert bayeslora("report", tmp_path / "run", "--num-draws", 4) == 0
+    assert "How noisy the factors are" in (tmp_path / "run" / "report.html").read_text()
     assert bayeslora("draws", tmp_path / "run") != 0
     assert "the noise of this posterior depends on the item" in " ".join(capsys.readouterr().err.split())
