@@ -44,7 +44,8 @@ class RelativeNoisePrior(Points):
         kl_reduction: `"sum"` over the entries of a factor, the divergence itself, or their `"mean"`. Against a sum over
             tens of thousands of entries no likelihood of an item can move :math:`\alpha` from c.
         noise_scope: What sees one draw of the noise: a `"token"`; a `"sequence"`, all tokens of an item; or all that
-            its `"weight"` is applied to, which alone is exact for more than one token.
+            its `"weight"` is applied to, which alone is exact for more than one token, and takes the memory of a
+            factor for each item.
 
     References:
         | Variational Dropout and the Local Reparameterization Trick (Kingma et al., 2015)

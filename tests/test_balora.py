@@ -223,6 +223,19 @@ class TestItems:
         ).log_probs  # noise goes by the place in the data
         assert not torch.allclose(moved[:, 1], whole[:, 0])
 
+    def test_noise_that_goes_by_the_batch_would_be_caught(self, monkeypatch):
+        posterior, batch = Posterior(*balora()), tiny_batch()
+        draw = KeyedNoise._draw
+
+        def by_batch(self, like, shapes, number, item, *key):
+            return draw(self, like, shapes, number, item - self._items[0], *key)
+
+        monkeypatch.setattr(KeyedNoise, "_draw", by_batch)
+        single = [{name: value[n : n + 1] for name, value in batch.items()} for n in range(5)]
+        ours, whole = (posterior.predict(each, 2).log_probs for each in (single, [batch]))
+        close(ours[:, 0], whole[:, 0])
+        assert not torch.allclose(ours, whole)
+
     @pytest.mark.parametrize("scope", ["token", "sequence", "weight"])
     def test_padding_on_the_left_is_padding(self, scope):
         model, guide = balora(tiny_llama(dtype=torch.float64, num_labels=3), noise_scope=scope)
