@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, Self, cast, final
+from typing import Any, ClassVar, Self, cast, final
 
 import pyro
 import pyro.distributions as dist
@@ -15,59 +15,12 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from bayeslora_pyro.abstract import AbstractPyroModule
+from bayeslora_pyro.guides.guided import GuidedModel, GuidedPrior
 from bayeslora_pyro.guides.sites import MeanFieldSite, SitePosterior
-from bayeslora_pyro.plates import draws_plate
+from bayeslora_pyro.plates import draws_plate, items_plate
 from bayeslora_pyro.types import WEIGHT_DIMS, Batch, FactorStack, Weights, named_dims
 
 __all__ = ["Guide", "GuidedModel", "GuidedPrior"]
-
-
-class GuidedPrior(Protocol):
-    """What a guide asks of a prior."""
-
-    latent: str | None
-    latent_dims: tuple[str, str]
-    dims: ClassVar[Mapping[str, tuple[str, ...]]]
-
-    def site(self, stack: FactorStack, name: str) -> str:
-        """The name of a site."""
-
-    def shared_site(self, name: str) -> str:
-        """The name of a site that all stacks of the prior share."""
-
-    def shared_priors(self) -> Mapping[str, TorchDistribution]:
-        """The sites that all stacks of the prior share."""
-
-    def hyper_priors(self, stack: FactorStack) -> Mapping[str, TorchDistribution]:
-        """The hyper-sites of a stack."""
-
-    def initial_latent(self, stack: FactorStack, generator: torch.Generator) -> Tensor | None:
-        """Where to start."""
-
-    def conditional(
-        self, stack: FactorStack, latent: Tensor, noise_scale: Tensor | float = 1.0, **hyper: Tensor
-    ) -> TorchDistribution | None:
-        """The distribution of the weights given the latent site."""
-
-    def lift(self, stack: FactorStack, latent: Tensor) -> Tensor:
-        """The weights that the latent site determines."""
-
-    def embed(self, stack: FactorStack, weights: Tensor, **hyper: Tensor) -> Tensor:
-        """The latent value of given weights."""
-
-
-class GuidedModel(Protocol):
-    """What a guide asks of a model: its stacks, the prior of each, and the factors to start from."""
-
-    @property
-    def stacks(self) -> tuple[FactorStack, ...]:
-        """The stacks of factors."""
-
-    def prior_of(self, stack: FactorStack) -> GuidedPrior:
-        """The prior of a stack."""
-
-    def lora_weights(self) -> Weights:
-        """The factors of the PEFT model."""
 
 
 class Guide(AbstractPyroModule):
@@ -77,7 +30,8 @@ class Guide(AbstractPyroModule):
     :meth:`get_transform`; all else is done here. Where the prior has a conditional, the guide draws the weights from
     it with its own noise scale :math:`0 < \lambda < 1`, one per factor, :math:`\lambda = \mathrm{sigmoid}(\rho)`.
 
-    Hyper-sites and shared sites of a prior are approximated entry by entry in every family, by :attr:`site_posterior`.
+    Hyper-sites and shared sites of a prior are approximated entry by entry in every family, by :attr:`site_posterior`;
+    local sites by :meth:`local_posteriors`.
 
     Args:
         model: The model to approximate.
@@ -242,7 +196,7 @@ class Guide(AbstractPyroModule):
         """Samples the latent sites of all stacks, and the weights where they are a site of their own.
 
         Args:
-            batch: What the model takes; of no account here.
+            batch: What the model takes; the local sites are those of its items, and without it there are none.
             num_draws: The number of draws S that share the batch.
             centres: What the model takes for flipout; of no account here.
 
@@ -258,7 +212,25 @@ class Guide(AbstractPyroModule):
             for stack, prior in latent.items():
                 with pyro.plate(stack.name, len(stack), dim=-1):
                     weights[stack.name] = self._sample_stack(stack, prior)
+        if batch is not None and (local := self.local_posteriors(batch)):
+            with items_plate(self.model.likelihood.num_items(batch), self.model.num_data):
+                for stack in (stack for stack in self.stacks if stack.name in local):
+                    prior = priors[stack]
+                    pyro.sample(prior.site(stack, str(prior.local)), local[stack.name])
         return weights
+
+    def local_posteriors(self, batch: Batch) -> dict[str, TorchDistribution]:
+        """The distributions of the local sites of the items of a batch, by stack name: here, alike for all items.
+
+        Args:
+            batch: What a collator yields.
+        """
+        num_items = self.model.likelihood.num_items(batch)
+        return {
+            stack.name: prior.initial_local(stack).expand((num_items,))
+            for stack in self.stacks
+            if (prior := self.model.prior_of(stack)).local is not None
+        }
 
     def _sample_shared(self, stack: FactorStack, prior: GuidedPrior) -> None:
         for name, posterior in cast(Any, self._own(stack)).shared.items():

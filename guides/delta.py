@@ -13,21 +13,13 @@ from bayeslora_pyro.guides.base import Guide
 from bayeslora_pyro.guides.sites import PointSite
 from bayeslora_pyro.types import FactorStack
 
-__all__ = ["DeltaGuide"]
+__all__ = ["DeltaGuide", "PointGuide"]
 
 
-@final
-class DeltaGuide(Guide):
-    """A point, so that the ELBO is the log joint density: maximum a posteriori.
-
-    Where the prior has a conditional, the point is that of the inducing matrix, and the weights keep their noise.
-    """
+class PointGuide(Guide):
+    """A point for each latent site."""
 
     site_posterior = PointSite
-
-    def config(self) -> dict[str, Any]:
-        """The arguments, beside the model, that make this guide again."""
-        return {"noise_scale": self.initial_noise_scale, "seed": self.seed}
 
     def _setup_stack(
         self, stack: FactorStack, own: nn.Module, start: Tensor, generator: torch.Generator
@@ -41,3 +33,15 @@ class DeltaGuide(Guide):
     def _set_location(self, stack: FactorStack, latent: Tensor) -> None:
         with torch.no_grad():
             cast(Tensor, self._own(stack).loc).copy_(latent)
+
+
+@final
+class DeltaGuide(PointGuide):
+    """A point, so that the ELBO is the log joint density: maximum a posteriori.
+
+    Where the prior has a conditional, the point is that of the inducing matrix, and the weights keep their noise.
+    """
+
+    def config(self) -> dict[str, Any]:
+        """The arguments, beside the model, that make this guide again."""
+        return {"noise_scale": self.initial_noise_scale, "seed": self.seed}

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 import bayeslora_pyro
 from bayeslora_pyro import FitConfig, FlowGuide, InducingPrior, metrics
 from bayeslora_pyro.cli.options import COMMANDS
+from bayeslora_pyro.models import RelativeNoisePrior
 from bayeslora_pyro.parameters import count_parameters
 from bayeslora_pyro.tasks import load_base_model, load_file, make_loader, split
 
@@ -70,8 +71,8 @@ def test_help_fits_into_80_columns(command: str, capsys, monkeypatch) -> None:
 
 def test_options_are_those_of_the_parts() -> None:
     names = {option.name for option in COMMANDS["fit"].options}
-    assert {name.partition(".")[2] for name in names if name.startswith("prior.")} == set(
-        InducingPrior().config()
+    assert {name.partition(".")[2] for name in names if name.startswith("prior.")} == (
+        set(InducingPrior().config()) | set(RelativeNoisePrior().config())
     )
     assert set(FitConfig.__dataclass_fields__) <= names
     assert {"transform", "depth"} <= names & set(FlowGuide.__init__.__kwdefaults__)

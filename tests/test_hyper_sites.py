@@ -11,7 +11,8 @@ from bayeslora_pyro import elbo as elbo_module
 from bayeslora_pyro import to_arviz
 from bayeslora_pyro.diagnostics.arrays import datasets
 from bayeslora_pyro.elbo import PartsELBO, divergence
-from bayeslora_pyro.guides import GUIDES, DeltaGuide, FlowGuide, Guide, MeanFieldGuide
+from bayeslora_pyro.guides import GUIDES, FlowGuide, Guide, MeanFieldGuide
+from bayeslora_pyro.guides.delta import PointGuide
 from bayeslora_pyro.guides.sites import MeanFieldSite, PointSite
 from bayeslora_pyro.models import ArdPrior, BayesianLora, HorseshoePrior, InducingPrior
 from bayeslora_pyro.posterior import Posterior
@@ -68,7 +69,7 @@ class TestSite:
     @pytest.mark.parametrize("guide", GUIDES)
     def test_every_guide_has_them(self, guide):
         model, guide = make(VARIANTS["global inducing, random scale"](), GUIDES[guide])
-        point = isinstance(getattr(guide, "base", guide), DeltaGuide)
+        point = isinstance(getattr(guide, "base", guide), PointGuide)
         first, *others = (guide._own(stack) for stack in model.stacks)
         assert [list(own.shared) for own in (first, *others)] == [["U"], *[[]] * len(others)]
         for own in (first, *others):

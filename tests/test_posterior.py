@@ -281,7 +281,9 @@ def test_a_budget_decides_how_many_draws_share_a_pass(monkeypatch: pytest.Monkey
     posterior, sizes = posterior_of("mean_field"), []
     run_with = posterior.model.run_with
     monkeypatch.setattr(
-        posterior.model, "run_with", lambda w, batch: (sizes.append(len(w["A_2x16"])), run_with(w, batch))[1]
+        posterior.model,
+        "run_with",
+        lambda w, batch, **_: (sizes.append(len(w["A_2x16"])), run_with(w, batch))[1],
     )
     posterior.predict([tiny_batch()], 5, memory_budget=1)
     posterior.predict([tiny_batch()], 5, memory_budget=2**30)

@@ -7,7 +7,8 @@ import safetensors.torch
 import torch
 
 from bayeslora_pyro.elbo import PartsELBO
-from bayeslora_pyro.guides import GUIDES, DeltaGuide
+from bayeslora_pyro.guides import GUIDES
+from bayeslora_pyro.guides.delta import PointGuide
 from bayeslora_pyro.linalg import InducingMap
 from bayeslora_pyro.models import PRIORS, BayesianLora, InducingPrior
 
@@ -57,7 +58,7 @@ class TestState:
     def test_same_seed_same_draw(self, prior, guide):
         model, guide, batch = make(prior, guide)
         assert torch.equal(draw(model, guide, batch), draw(model, guide, batch))
-        noisy = "V" if isinstance(guide, DeltaGuide) else "VWs"  # a point of the weights has no noise
+        noisy = "V" if isinstance(guide, PointGuide) else "VWs"  # a point of the weights has no noise
         if (model.prior_of(model.stacks[0]).latent or "none") in noisy:
             assert not torch.equal(draw(model, guide, batch), draw(model, guide, batch, seed=1))
 

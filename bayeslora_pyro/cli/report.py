@@ -24,7 +24,8 @@ def run(plan: Plan) -> None:
     options, opened = plan.options, LoadedRun(plan)
     record = opened.record
     name, fitted = record["data"]["name"], record["options"]
-    if not opened.members[0].site_dims:
+    first = opened.members[0]
+    if not first.site_dims and not first.depends_on_items:
         raise CommandError(
             f"{plan.folder} was fitted by {fitted['method']}, which has no posterior to report on"
         )

@@ -132,7 +132,9 @@ def _noise_scale(container: Container) -> Alarm | None:
 def _swamped(container: Container) -> Alarm | None:
     end = end_of_fit(container)
     fit, weight = abs(end.get("expected_log_likelihood", math.nan)), end.get("kl_weight", 1.0)
-    parts = {name: weight * end[name] for name in end if name.startswith("kl_") and name != "kl_weight"}
+    # What items have for themselves is no sign: the divergence of relative noise is large where it is least.
+    apart = ("kl_weight", "kl_alpha")
+    parts = {name: weight * end[name] for name in end if name.startswith("kl_") and name not in apart}
     if not parts:
         return None
     worst = max(parts, key=lambda name: parts[name])

@@ -27,6 +27,7 @@ __all__ = [
     "load_arviz",
     "pareto_khat",
     "pooled",
+    "sampled",
     "save_arviz",
 ]
 
@@ -80,6 +81,13 @@ def datasets(container: Container) -> dict[str, xr.Dataset]:
     if isinstance(container, xr.DataTree):
         return {name: node.to_dataset() for name, node in container.children.items()}
     return {name: container[name] for name in container.groups()}
+
+
+def sampled(container: Container) -> xr.Dataset | None:
+    """Return the group that tells chains and draws: the latent sites, or the noise where that is all there is."""
+    groups = datasets(container)
+    noisy = "alpha" in groups.get("constant_data", xr.Dataset())
+    return groups.get("posterior", groups.get("sample_stats") if noisy else None)
 
 
 def is_container(value: object) -> bool:

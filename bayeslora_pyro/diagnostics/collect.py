@@ -10,7 +10,12 @@ from numpy.typing import NDArray
 
 from bayeslora_pyro.diagnostics.arrays import Container, from_arrays, is_container
 from bayeslora_pyro.diagnostics.chain import collect_chain
-from bayeslora_pyro.diagnostics.facts import collect_facts, extra_parameters
+from bayeslora_pyro.diagnostics.facts import (
+    collect_facts,
+    collect_item_facts,
+    depends_on_items,
+    extra_parameters,
+)
 from bayeslora_pyro.diagnostics.naming import name_dims
 from bayeslora_pyro.diagnostics.observations import Groups
 from bayeslora_pyro.diagnostics.protocols import PosteriorLike
@@ -38,9 +43,10 @@ def to_arviz(
     alone. ``posterior_predictive`` holds a sampled ``y`` and the parameters of its distribution: ``log_probs``
     of classes, ``loc`` and ``scale`` of numbers. Next to the latent sites stand ``update_norm``, the Frobenius
     norm :math:`\|BA\|` of each adapter's update, and ``update_rank``, its effective rank. A posterior without
-    latent sites, such as that of plain LoRA, has neither ``posterior`` nor ``prior``. The dimension ``adapter``
-    holds all adapted modules; a stack of only some of them has its own, ``adapter@<stack>``, and so has any
-    other dimension on whose size the sites differ.
+    latent sites, such as that of plain LoRA, has neither ``posterior`` nor ``prior``; where the noise of the
+    factors depends on the item, its size is in ``constant_data`` as ``alpha``, by `item` and `factor`. The
+    dimension ``adapter`` holds all adapted modules; a stack of only some of them has its own,
+    ``adapter@<stack>``, and so has any other dimension on whose size the sites differ.
 
     A chain is one independent fit: draws of one guide are independent by construction, so R-hat and effective
     sample sizes say nothing until several posteriors are passed. Snapshots of one fit are chains too, and not
@@ -74,7 +80,7 @@ def to_arviz(
     first = posteriors[0]
     kept = _check_sites(sites, first.site_dims)
     # A generator would be exhausted, and a shuffling loader reordered, by the second pass.
-    if len(posteriors) > 1 or prior_predictive:
+    if len(posteriors) > 1 or prior_predictive or depends_on_items(first):
         batches = None if batches is None else list(batches)
         fitted_to = None if fitted_to is None else list(fitted_to)
     chains = [
@@ -84,6 +90,10 @@ def to_arviz(
     groups = _stack_chains(chains)
     histories, steps = _stack_histories([each.history for each in posteriors])
     facts = [collect_facts(each, num_draws, seed + i) for i, each in enumerate(posteriors)]
+    if batches is not None and depends_on_items(first):
+        facts = [
+            fact | collect_item_facts(each, batches) for fact, each in zip(facts, posteriors, strict=True)
+        ]
     left = {name: np.stack([each[name] for each in facts]) for name in facts[0]}
     groups["constant_data"] = histories | left
     shapes = {name: groups["posterior"][name].shape[2:] for name in kept}
@@ -98,6 +108,7 @@ def to_arviz(
     dims |= {"loc": ["item"], "scale": ["item"], "fitted_log_likelihood": ["fitted_item"]}
     dims |= {name: ["chain", "step"] for name in histories}
     dims |= {name: ["chain", "adapter" if name.startswith("mean_update") else "factor"] for name in left}
+    dims |= {"alpha": ["chain", "item", "factor"]}
     factors = [f"{stack.name}/{module}" for stack in first.stacks for module in stack.adapters]
     coords |= {"factor": factors} if left else {}
     names = label_names if label_names is not None else first.metadata.get("label_names")

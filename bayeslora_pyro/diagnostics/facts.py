@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,9 +17,16 @@ from bayeslora_pyro.diagnostics.updates import update_figures
 from bayeslora_pyro.elbo import divergence
 from bayeslora_pyro.isolation import evaluating, local_rng
 from bayeslora_pyro.parameters import count_parameters
-from bayeslora_pyro.types import FactorStack
+from bayeslora_pyro.types import Batch, FactorStack, to_device
 
-__all__ = ["Facts", "ProgramLike", "collect_facts", "extra_parameters"]
+__all__ = [
+    "Facts",
+    "ProgramLike",
+    "collect_facts",
+    "collect_item_facts",
+    "depends_on_items",
+    "extra_parameters",
+]
 
 Facts = dict[str, dict[str, NDArray[Any]]]
 """Arrays by variable and, within, by stack (of factors) or under ``adapter`` (of adapters)."""
@@ -54,6 +61,38 @@ def collect_facts(posterior: PosteriorLike, num_draws: int, seed: int) -> dict[s
     facts = _joined("factor_kl", posterior.stacks, divergences)
     facts |= _joined("noise_scale", posterior.stacks, {n: s for n, s in scales.items() if s is not None})
     return facts | _mean_update(posterior)
+
+
+def depends_on_items(posterior: PosteriorLike) -> bool:
+    """Whether the posterior knows something of each item, before any draw."""
+    return bool(getattr(posterior, "depends_on_items", False))
+
+
+def collect_item_facts(posterior: Any, batches: Iterable[Batch]) -> dict[str, NDArray[Any]]:
+    r"""Collect what a posterior says of each item before any draw.
+
+    Args:
+        posterior: A posterior that depends on items.
+        batches: The items.
+
+    Returns:
+        ``alpha``, the size of the noise of each factor that an item sees, `(item, factor)`; NaN for the factors that
+        have none.
+    """
+    model, guide = posterior.model, posterior.guide
+    rows = []
+    with evaluating(model.adapter.peft_model, model, guide):
+        for batch in batches:
+            here = to_device(batch, model.adapter.device)
+            local, count = guide.local_posteriors(here), model.likelihood.num_items(here)
+            parts = [
+                as_float64(local[stack.name].mean[..., -1])
+                if stack.name in local
+                else np.full((count, len(stack)), np.nan)
+                for stack in model.stacks
+            ]
+            rows.append(np.concatenate(parts, axis=-1))
+    return {"alpha": np.concatenate(rows)}
 
 
 def extra_parameters(posterior: Any) -> int | None:

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from bayeslora_pyro.diagnostics.alarms import alarms
-from bayeslora_pyro.diagnostics.arrays import MIN_DRAWS, Container, datasets, pooled
+from bayeslora_pyro.diagnostics.arrays import MIN_DRAWS, Container, datasets, pooled, sampled
 from bayeslora_pyro.diagnostics.figures import training_figure
 from bayeslora_pyro.diagnostics.forest import forest_figure
 from bayeslora_pyro.diagnostics.page import Html, definitions, figure, paragraph, section, table
@@ -21,6 +21,7 @@ __all__ = [
     "chains",
     "findings",
     "importance",
+    "noise",
     "posterior_table",
     "provenance",
     "tempering",
@@ -48,7 +49,8 @@ def tempering(attrs: Mapping[str, Any]) -> str:
 
 def chains(container: Container) -> str:
     """Say what the chains are: independent fits, or snapshots of fewer."""
-    num_chains = datasets(container)["posterior"].sizes["chain"]
+    drawn = sampled(container)
+    num_chains = 1 if drawn is None else drawn.sizes["chain"]
     num_fits = int(container.attrs.get("num_fits", num_chains))
     fits = "one fit" if num_fits == 1 else f"{num_fits} independent fits"
     return fits if num_fits == num_chains else f"{num_chains} snapshots of {fits}"
@@ -91,7 +93,7 @@ def _scale(name: str, values: np.ndarray[Any, Any]) -> str:
 def adapters(container: Container) -> Html | None:
     """Show the size of each adapter's update under posterior and prior."""
     groups = datasets(container)
-    if "update_norm" not in groups["posterior"]:
+    if "update_norm" not in groups.get("posterior", xr.Dataset()):
         return None
     draws = {
         name: pooled(groups[name]["update_norm"], "adapter")
@@ -121,8 +123,28 @@ def _ranks(container: Container) -> list[Html]:
     ]
 
 
-def posterior_table(container: Container) -> Html:
+def noise(container: Container) -> Html | None:
+    """Show how noisy the factors are that the items see, where that depends on the item."""
+    left = datasets(container).get("constant_data", xr.Dataset())
+    if "alpha" not in left:
+        return None
+    alpha = left["alpha"].mean("chain").dropna("factor")
+    mean, sd = alpha.mean("item"), alpha.std("item")
+    rows = [
+        [str(name), _number(m), _number(s / m)]
+        for name, m, s in zip(alpha["factor"].values, mean.values.tolist(), sd.values.tolist(), strict=True)
+    ]
+    caption = (
+        "The variance α of the noise of each factor, relative to the square of its entries: its mean over the items, "
+        "and its standard deviation over them as a share of it. Where that is near 0 all items see the same noise."
+    )
+    return section("How noisy the factors are", table(caption, ("Factor", "Mean α", "Sd / mean"), rows))
+
+
+def posterior_table(container: Container) -> Html | None:
     """Show what the data taught each variable."""
+    if "posterior" not in datasets(container):
+        return None
     rows = []
     for name, row in summary(container).to_dict("index").items():
         figures = [_number(row[key]) for key in ("mean", "sd", "prior_sd", "sd_ratio", "r_hat")]
@@ -143,7 +165,10 @@ def importance(container: Container) -> Html | None:
     if stats is None or "lp" not in stats:
         return None
     if stats["log_guide"].isnull().any():
-        text = "The guide has no density, as it is a point or drops inputs at random: there is no k-hat."
+        text = (
+            "The guide has no density, as it is a point, drops inputs at random, or has noise for each item: "
+            "there is no k-hat."
+        )
         return section("How good a proposal the guide is", paragraph(text))
     fitted = container.attrs.get("lp_data") == "fitted_to"
     target = "the training data" if fitted else "the items of this report"

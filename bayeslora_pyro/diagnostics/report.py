@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora_pyro.diagnostics import page_checks, page_numbers, page_posterior, page_predictions
-from bayeslora_pyro.diagnostics.arrays import Container, datasets, save_arviz
+from bayeslora_pyro.diagnostics.arrays import Container, datasets, sampled, save_arviz
 from bayeslora_pyro.diagnostics.page import Html, document
 from bayeslora_pyro.diagnostics.scored import Scored, ScoredNumbers, ScoredSet, ScoredTexts, score
 
@@ -53,9 +53,10 @@ def report(
         raise ValueError(
             f"path should end in .html, got {os.fspath(path)!r}; the ArviZ file is written beside it"
         )
-    groups = datasets(container)
-    if "posterior" not in groups:
-        raise ValueError(f"container should have a group posterior, got {sorted(groups)}: use to_arviz")
+    if sampled(container) is None:
+        raise ValueError(
+            f"container should have a group posterior, got {sorted(datasets(container))}: use to_arviz"
+        )
     draws = save_arviz(container, path.with_suffix(".nc"))
     sets = {name: score(each) for name, each in {FIRST: container, **(shifts or {})}.items()}
     page = _page(container, sets, draws.name, title)
@@ -71,14 +72,16 @@ def report(
 def _page(container: Container, sets: Mapping[str, Scored | None], draws: str, title: str | None) -> Html:
     attrs = container.attrs
     known = [str(attrs[name]) for name in ("method", "base_model") if name in attrs]
-    sizes = datasets(container)["posterior"].sizes
+    drawn = sampled(container)
+    num_draws = 0 if drawn is None else drawn.sizes["chain"] * drawn.sizes["draw"]
     fitted = f"fitted to {int(attrs['num_data']):,} items" if "num_data" in attrs else ""
-    lead, parts = _predictions(sets, sizes["chain"] * sizes["draw"])
+    lead, parts = _predictions(sets, num_draws)
     parts += [
         page_posterior.findings(container),
         page_checks.checks(container),
         page_posterior.training(container),
         page_posterior.adapters(container),
+        page_posterior.noise(container),
         page_posterior.posterior_table(container),
         page_posterior.importance(container),
         page_posterior.provenance(container, draws),
