@@ -45,7 +45,8 @@ def our_pass(case: Case) -> Callable[[], Any]:
 def their_pass(case: Case) -> Callable[[], Any]:
     """The same by laplace-torch: Kronecker factors by curvlinops, and their eigenvectors."""
     laplace = laplace_torch()
-    case.peft_model.get_base_model().set_attn_implementation("eager")  # forward mode has no other
+    base_model: Any = case.peft_model.get_base_model()
+    base_model.set_attn_implementation("eager")  # the derivatives that curvlinops takes have no other
     for name, parameter in case.peft_model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     loader: Any = torch.utils.data.DataLoader(_Rows(case.batch), batch_size=None)

@@ -53,9 +53,13 @@ def fit_method(
 ) -> tuple[FitResult, Any, int]:
     """Fits one method; returns the result, the tokenizer and the number of draws."""
     base_model, tokenizer = load_base_model(
-        "minilm", task_type="classification", num_labels=2, dtype=dtype, seed=seed
+        "minilm",
+        task_type="classification",
+        num_labels=2,
+        dtype=dtype,
+        attention="eager",  # for sentences, on a CPU, faster than the fused kernel
+        seed=seed,
     )
-    base_model.set_attn_implementation("eager")  # for sentences, on a CPU, faster than the fused kernel
     peft_model = add_lora(base_model, task_type="SEQ_CLS", target_modules=["query", "value"], seed=seed)
     recipe = METHODS[name](peft_model, "classification", len(train), seed=seed)
     loader = make_loader(

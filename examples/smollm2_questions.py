@@ -68,8 +68,12 @@ def main() -> None:
     console, scores = Console(), {}
     table = Table("set", "method", *SHOWN, title="SmolLM2-135M, option log-likelihoods")
     for method in ("lora", "bayesian-lora"):
-        base_model, tokenizer = load_base_model("smollm2", task_type="choice", dtype=dtype)
-        base_model.set_attn_implementation("eager")  # on a CPU, faster than the fused kernel
+        base_model, tokenizer = load_base_model(
+            "smollm2",
+            task_type="choice",
+            dtype=dtype,
+            attention="eager",  # on a CPU, faster than the fused kernel
+        )
         peft_model = add_lora(
             base_model, task_type="CAUSAL_LM", target_modules=default_target_modules("smollm2")
         )

@@ -53,8 +53,11 @@ def test_an_image_classifier_is_fitted_and_predicts() -> None:
         patch_size=4,
         num_labels=3,
     )
-    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
-    peft_model = get_peft_model(ViTForImageClassification(config), lora).eval()
+    base_model = ViTForImageClassification(config)
+    names = {name.rpartition(".")[2] for name, _ in base_model.named_modules()}
+    targets = [*({"q_proj", "v_proj", "query", "value"} & names)]  # as transformers 5 and 4 call them
+    lora = LoraConfig(r=2, target_modules=targets, modules_to_save=["classifier"])
+    peft_model = get_peft_model(base_model, lora).eval()
     model = BayesianLora(peft_model, num_data=6)
     batches = [{"labels": LABELS[part], "pixel_values": IMAGES[part]} for part in (slice(0, 4), slice(4, 6))]
     result = fit(model, MeanFieldGuide(model), batches, num_steps=2, progress=False)

@@ -274,7 +274,8 @@ def test_curvature_and_covariance_are_the_dense_ones() -> None:
 
 def test_the_full_matrix_is_the_hessian_of_the_divergence() -> None:
     """Of the predictions from those of moved factors, which is what the Gauss-Newton matrix is."""
-    model, test = classifier(num_layers=1, hidden=8), tiny_batch(seed=7, items=2)
+    model = classifier(num_layers=1, hidden=8, attention="eager")
+    test = tiny_batch(seed=7, items=2)
     weights = model.lora_weights()
     flat = torch.cat([weights[stack.name].flatten() for stack in model.stacks])
 
@@ -290,7 +291,6 @@ def test_the_full_matrix_is_the_hessian_of_the_divergence() -> None:
             still, model.likelihood.distribution(model.run_with(stacked, test), test)
         ).sum()
 
-    model.adapter.peft_model.get_base_model().set_attn_implementation("eager")
     wanted = torch.autograd.functional.hessian(divergence, flat)
     with evaluating(model.adapter.peft_model, model):
         full = Full(model.stacks, torch.device("cpu"))

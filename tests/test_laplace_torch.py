@@ -50,8 +50,8 @@ def batch(task: str, seed: int, items: int = 5, length: int = 6) -> dict[str, to
 
 
 def models(family: str, task: str) -> tuple[Logits, BayesianLora]:
-    peft_model = FAMILIES[family](num_labels=3 if task == "classification" else 1, dtype=DOUBLE)
-    peft_model.get_base_model().set_attn_implementation("eager")  # forward mode has no other
+    num_labels = 3 if task == "classification" else 1
+    peft_model = FAMILIES[family](num_labels=num_labels, dtype=DOUBLE, attention="eager")
     for name, parameter in peft_model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     likelihood = "classification" if task == "classification" else Regression(scale=1.0)

@@ -33,6 +33,7 @@ def tiny_bert(
     dropout: float = 0.0,
     random_b: bool = True,
     dtype: torch.dtype = torch.float32,
+    attention: str | None = None,
     seed: int = 0,
     **lora: Any,
 ) -> PeftModel:
@@ -49,10 +50,12 @@ def tiny_bert(
         dropout: The dropout probability, of the base model and of LoRA.
         random_b: Whether B starts at random; PEFT's own start is zero.
         dtype: The dtype of the base model and of LoRA.
+        attention: How attention is computed; `"eager"` has derivatives of every kind.
         seed: The seed of all parameters.
         lora: Further fields of `LoraConfig`, which win.
     """
     config = BertConfig(
+        attn_implementation=attention,
         vocab_size=VOCABULARY,
         hidden_size=hidden,
         num_hidden_layers=num_layers,
@@ -78,6 +81,7 @@ def tiny_llama(
     dropout: float = 0.0,
     random_b: bool = True,
     dtype: torch.dtype = torch.float32,
+    attention: str | None = None,
     seed: int = 0,
     **lora: Any,
 ) -> PeftModel:
@@ -94,10 +98,12 @@ def tiny_llama(
         dropout: The dropout probability of LoRA.
         random_b: Whether B starts at random; PEFT's own start is zero.
         dtype: The dtype of the base model and of LoRA.
+        attention: How attention is computed; `"eager"` has derivatives of every kind.
         seed: The seed of all parameters.
         lora: Further fields of `LoraConfig`, which win.
     """
     config = LlamaConfig(
+        attn_implementation=attention,
         vocab_size=VOCABULARY,
         hidden_size=hidden,
         num_hidden_layers=num_layers,

@@ -27,6 +27,9 @@ from bayeslora_pyro.types import Batch, Role, Weights
 
 __all__ = ["Adapter"]
 
+PEFTS_OWN = (".lora_", ".modules_to_save.", ".original_module.")
+"""Parts of the names of parameters that PEFT made, or put aside."""
+
 
 class Adapter:
     """The LoRA layers of one adapter of a PEFT model, grouped into stacks of factors.
@@ -102,8 +105,7 @@ class Adapter:
         return {
             name: _at_least_single(parameter).clone()
             for name, parameter in self.peft_model.named_parameters()
-            if own in name
-            or (parameter.requires_grad and not any(part in name for part in (".lora_", ".modules_to_save.")))
+            if own in name or (parameter.requires_grad and not any(part in name for part in PEFTS_OWN))
         }
 
     def run_with(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,11 @@ __all__ = ["PEFT_CONFIG", "PEFT_TENSORS", "adapter_state", "load_peft_model", "w
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_TENSORS = "adapter_model.safetensors"
+
+PEFTS_NOTES = (
+    ".is_gradient_checkpointing. is deprecated",  # of peft 0.21 to transformers 5
+    "Already found a .peft_config. attribute",  # which peft 0.17 leaves behind on unloading
+)
 
 
 def adapter_state(
@@ -88,7 +94,10 @@ def load_peft_model(
         ) from error
     base = load_base(config, description["settings"]) if base_model is None else base_model
     check_base(base, description)
-    return cast(
-        nn.Module,
-        PeftModel.from_pretrained(base, str(folder), adapter_name=adapter_name, is_trainable=True),
-    )
+    with warnings.catch_warnings():
+        for message in PEFTS_NOTES:
+            warnings.filterwarnings("ignore", message)
+        return cast(
+            nn.Module,
+            PeftModel.from_pretrained(base, str(folder), adapter_name=adapter_name, is_trainable=True),
+        )

@@ -67,7 +67,10 @@ def tracked(loader: Any, name: str) -> Iterator[Any]:
     """Yields the batches of a loader, with a bar on a terminal that vanishes at the end."""
     columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    if not console.is_terminal:  # some versions of rich write an empty line even when they are disabled
+        yield from loader
+        return
+    with Progress(*columns, console=console, transient=True) as progress:
         yield from progress.track(loader, total=len(loader), description=name)
 
 

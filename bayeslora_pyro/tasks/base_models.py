@@ -62,6 +62,7 @@ def load_base_model(
     task_type: TaskType,
     num_labels: int | None = None,
     dtype: torch.dtype | None = None,
+    attention: str | None = None,
     seed: int = 0,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a base model and its tokenizer.
@@ -72,6 +73,7 @@ def load_base_model(
             ``"next_token"`` a causal language model.
         num_labels: The number of classes (classification) or of outputs (regression, 1 if None).
         dtype: The dtype of the parameters; None for float32 (packaged) or the checkpoint's own.
+        attention: How `transformers` is to compute attention, such as ``"eager"``; None for its own choice.
         seed: Initialises what the checkpoint lacks, such as a fresh head. No global random state changes.
 
     Returns:
@@ -93,6 +95,8 @@ def load_base_model(
     causal = task_type in ("choice", "next_token")
     auto: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     options["dtype"] = dtype or (torch.float32 if packaged else "auto")
+    if attention is not None:
+        options["attn_implementation"] = attention
     try:
         with _quiet(bars=not Path(place).is_dir()), _seeded(seed):
             tokenizer = AutoTokenizer.from_pretrained(place)
