@@ -11,7 +11,7 @@ import torch
 
 from bayeslora_pyro import BayesianLora, laplace_posterior
 
-from .test_laplace import check_alike, classifier, data, facts, moments
+from .laplace_cases import check_alike, classifier, data, facts, moments
 from .tiny import tiny_batch, tiny_bert
 
 

@@ -11,7 +11,7 @@ from bayeslora_pyro import BayesianLora, Regression, laplace_posterior
 from bayeslora_pyro.curvature import Full, accumulate, record
 from bayeslora_pyro.isolation import evaluating
 
-from .test_laplace import facts, moments
+from .laplace_cases import facts, moments
 from .tiny import VOCABULARY, tiny_bert, tiny_llama
 
 pytestmark = pytest.mark.filterwarnings(
