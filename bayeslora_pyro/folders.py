@@ -66,6 +66,11 @@ def save(posterior: Posterior, folder: Path) -> None:
 
 def save_draws(members: Sequence[Posterior], folder: Path, share: int, seed: int) -> list[Path]:
     """Writes draws of one posterior after another as ordinary PEFT folders; see :meth:`Posterior.draws`."""
+    if any(posterior.depends_on_items for posterior in members):
+        raise ValueError(
+            "draws needs factors that are the same for all items, and the noise of this posterior depends on the item: "
+            "predict with the posterior itself, or take the LoRA without noise, which save writes."
+        )
     names = []
     with new_folder(folder, "draw-*") as target:
         for (k, posterior), index in product(enumerate(members), range(share)):

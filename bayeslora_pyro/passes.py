@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from bayeslora_pyro.adapters import KeyedNoise, Operator, make_operators
 from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.tiling import draws_per_pass
 from bayeslora_pyro.types import Batch, Weights, to_device
 
-__all__ = ["Reader", "each_batch", "join", "numbers"]
+__all__ = ["LocalValues", "Reader", "each_batch", "join", "numbers"]
 
 Reader: TypeAlias = Callable[[dist.TorchDistribution, Batch], tuple[Tensor, ...]]
 """What is read off the predictive distributions of a batch, `(draws, items, …)` each."""
+
+Operators: TypeAlias = Mapping[str, Sequence[Operator]]
+
+LocalValues: TypeAlias = Callable[[Batch], Weights]
+"""The values of the local sites of the items of a batch, by stack name; nothing where there are none."""
 
 
 def each_batch(
@@ -25,6 +31,8 @@ def each_batch(
     weights: Weights,
     memory_budget: int | None,
     read: Reader,
+    local: LocalValues,
+    seed: int,
 ) -> list[tuple[Batch, tuple[Tensor, ...]]]:
     """Runs each batch with each draw, and returns it with what is read off its predictive distributions.
 
@@ -34,22 +42,27 @@ def each_batch(
         weights: The draws of the factors by stack name, `(S, L, d_o, d_i)`.
         memory_budget: About how many bytes the activations of one pass may take.
         read: What to keep; it lies on the CPU afterwards.
+        local: The values of the local sites.
+        seed: The seed of the noise that they are about: it is a function of the seed, the draw, and the place of the
+            item in the data.
 
     Raises:
         ValueError: If there is no batch.
     """
     num_draws = next(iter(weights.values())).shape[0]
-    pairs = []
+    pairs, first_item = [], 0
     for batch in batches:
         on_device = to_device(batch, model.adapter.device)
         kept = model.likelihood.model_arguments(on_device).get("logits_to_keep")
         size = draws_per_pass(model.adapter.peft_model, on_device, memory_budget, num_logits=kept)
-        chunks = (
-            {name: weight[first : first + size] for name, weight in weights.items()}
-            for first in range(0, num_draws, size)
-        )
-        parts = [read(_predictive(model, chunk, on_device), on_device) for chunk in chunks]
+        values, parts = local(on_device), []
+        for first in range(0, num_draws, size):
+            draws = range(first, min(first + size, num_draws))
+            chunk = {name: weight[first : draws.stop] for name, weight in weights.items()}
+            operators = _operators(model, chunk, values, on_device, (seed, draws, first_item))
+            parts.append(read(_predictive(model, chunk, on_device, operators), on_device))
         pairs.append((batch, tuple(torch.cat(part).cpu() for part in zip(*parts, strict=True))))
+        first_item += model.likelihood.num_items(on_device)
     if not pairs:
         raise ValueError("batches is empty: give at least one batch.")
     return pairs
@@ -73,8 +86,23 @@ def join(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(padded, dim=1)
 
 
-def _predictive(model: BayesianLora, weights: Weights, batch: Batch) -> dist.TorchDistribution:
+def _operators(
+    model: BayesianLora, weights: Weights, local: Weights, batch: Batch, key: tuple[int, range, int]
+) -> Operators | None:
+    """What applies the factors where there are local sites; the key is the seed, the draws, and the first item."""
+    if not local:
+        return None
+    seed, draws, first_item = key
+    rows = model.likelihood.item_of_row(batch)
+    noise = KeyedNoise(seed, draws, rows, first_item, batch.get("attention_mask"))
+    return {**make_operators(weights), **model.local_operators(weights, local, batch, noise)}
+
+
+def _predictive(
+    model: BayesianLora, weights: Weights, batch: Batch, operators: Operators | None
+) -> dist.TorchDistribution:
     """The distribution of the observations, with batch shape `(draws, items)`."""
-    distribution = model.likelihood.distribution(model.run_with(weights, batch), batch)
+    outputs = model.run_with(weights, batch, operators=operators)
+    distribution = model.likelihood.distribution(outputs, batch)
     draws = next(iter(weights.values())).shape[0]
     return distribution.expand((draws, model.likelihood.num_items(batch)))

@@ -1,4 +1,4 @@
-"""The plate of draws that share a batch."""
+"""The plate of draws that share a batch, and that of what each item of a batch has for itself."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 import pyro
 import pyro.poutine as poutine
+import torch
 
-__all__ = ["draws_plate"]
+__all__ = ["draws_plate", "items_plate"]
 
 
 @contextmanager
@@ -32,4 +33,16 @@ def draws_plate(num_draws: int) -> Iterator[None]:
         yield
         return
     with poutine.scale(scale=1 / num_draws), pyro.plate("draws", num_draws, dim=-2):
+        yield
+
+
+@contextmanager
+def items_plate(num_items: int, num_data: int) -> Iterator[None]:
+    """Draws the sites within for each item of a batch, at dimension -1, scaled to the whole data as its likelihood is.
+
+    Args:
+        num_items: The number of items of the batch.
+        num_data: The number of items of the data.
+    """
+    with pyro.plate("items", num_data, subsample=torch.arange(num_items), dim=-1):
         yield

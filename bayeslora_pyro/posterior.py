@@ -18,7 +18,7 @@ from bayeslora_pyro.curvature import linearised_batches
 from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.isolation import evaluating, local_rng
 from bayeslora_pyro.models import BayesianLora
-from bayeslora_pyro.passes import Reader, each_batch, join, numbers
+from bayeslora_pyro.passes import LocalValues, Reader, each_batch, join, numbers
 from bayeslora_pyro.prediction import Prediction, RegressionPrediction
 from bayeslora_pyro.types import PREDICTIVES, Batch, FactorStack, Weights
 
@@ -78,6 +78,11 @@ class Posterior:
         """Whether the observations are texts, which :meth:`log_likelihood` scores and :meth:`predict` does not know."""
         return self.model.likelihood.is_text
 
+    @property
+    def depends_on_items(self) -> bool:
+        """Whether there are local sites: then the factors that an item sees depend on it, and no draw is one LoRA."""
+        return any(self.model.prior_of(stack).local is not None for stack in self.stacks)
+
     def sample(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Draws the latent sites. Shapes `(draw, L, …)`, by site name."""
         with self._evaluating():
@@ -90,6 +95,8 @@ class Posterior:
 
     def weights(self, num_draws: int, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
         """Draws all factors. Shapes `(draw, L, d_o, d_i)`, by stack name.
+
+        Noise that depends on the item is not among them: of such factors, a draw is the point that it is about.
 
         Args:
             num_draws: The number of draws.
@@ -153,7 +160,9 @@ class Posterior:
         with self._evaluating():
             draws = [self._prior_weights_of(seed, draw) for draw in range(_count(num_draws))]
         return self._prediction(
-            self._each_batch(batches, _stack_weights(draws), seed, memory_budget, numbers)
+            self._each_batch(
+                batches, _stack_weights(draws), seed, memory_budget, numbers, self.model.sample_local
+            )
         )
 
     def _prediction(self, pairs: Sequence[Pair]) -> Prediction | RegressionPrediction:
@@ -201,7 +210,13 @@ class Posterior:
         if chosen == "network":
             if usual != "network":
                 warnings.warn(COLLAPSE, stacklevel=3)
-            return self._each_batch(batches, self.weights(num_draws, seed), seed, memory_budget, read)
+            weights = self.weights(num_draws, seed)
+            return self._each_batch(batches, weights, seed, memory_budget, read, self._local_values)
+        if self.depends_on_items:
+            raise ValueError(
+                f"predictive={chosen!r} needs one posterior for all items, and the noise of this one depends on the "
+                "item: predict with 'network'."
+            )
         with self._evaluating(), local_rng(seed, "batches"):
             gaussians = {
                 stack.name: self.guide.get_posterior(stack)
@@ -213,10 +228,20 @@ class Posterior:
             )
 
     def _each_batch(
-        self, batches: Iterable[Batch], weights: Weights, seed: int, memory_budget: int | None, read: Reader
+        self,
+        batches: Iterable[Batch],
+        weights: Weights,
+        seed: int,
+        memory_budget: int | None,
+        read: Reader,
+        local: LocalValues,
     ) -> list[Pair]:
         with self._evaluating(), local_rng(seed, "batches"):
-            return each_batch(self.model, batches, weights, memory_budget, read)
+            return each_batch(self.model, batches, weights, memory_budget, read, local, seed)
+
+    def _local_values(self, batch: Batch) -> dict[str, Tensor]:
+        """The local sites of the items of a batch."""
+        return {name: posterior.sample() for name, posterior in self.guide.local_posteriors(batch).items()}
 
     def mean_adapter(self) -> dict[str, Tensor]:
         r"""The posterior mean of each factor, :math:`\mathbb{E}_q W`. Shapes `(L, d_o, d_i)`, by stack name.
@@ -246,7 +271,7 @@ class Posterior:
             seed: The seed of the draws.
 
         Raises:
-            ValueError: If the folder holds something else.
+            ValueError: If the folder holds something else, or the factors that an item sees depend on it.
         """
         return folders.save_draws([self], Path(folder), _count(num_draws), seed)
 

@@ -1,5 +1,6 @@
 """The inference side: variational families."""
 
+from bayeslora_pyro.guides.amortised_noise import AmortisedNoiseGuide as AmortisedNoiseGuide
 from bayeslora_pyro.guides.base import Guide as Guide
 from bayeslora_pyro.guides.delta import DeltaGuide as DeltaGuide
 from bayeslora_pyro.guides.dropout import DropoutGuide as DropoutGuide
@@ -14,6 +15,7 @@ from bayeslora_pyro.guides.squared_scale import SquaredScaleGuide as SquaredScal
 
 __all__ = [
     "GUIDES",
+    "AmortisedNoiseGuide",
     "DeltaGuide",
     "DropoutGuide",
     "FlowGuide",
@@ -38,5 +40,6 @@ GUIDES: dict[str, type[Guide]] = {
     "flow": FlowGuide,
     "dropout": DropoutGuide,
     "laplace": LaplaceGuide,
+    "amortised_noise": AmortisedNoiseGuide,
 }
 """The guides by name."""

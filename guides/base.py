@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from bayeslora_pyro.abstract import AbstractPyroModule
+from bayeslora_pyro.adapters import Adapter, Features
 from bayeslora_pyro.guides.sites import MeanFieldSite, SitePosterior
-from bayeslora_pyro.plates import draws_plate
+from bayeslora_pyro.plates import draws_plate, items_plate
 from bayeslora_pyro.types import WEIGHT_DIMS, Batch, FactorStack, Weights, named_dims
 
 __all__ = ["Guide", "GuidedModel", "GuidedPrior"]
@@ -27,6 +28,7 @@ class GuidedPrior(Protocol):
 
     latent: str | None
     latent_dims: tuple[str, str]
+    local: str | None
     dims: ClassVar[Mapping[str, tuple[str, ...]]]
 
     def site(self, stack: FactorStack, name: str) -> str:
@@ -52,12 +54,32 @@ class GuidedPrior(Protocol):
     def lift(self, stack: FactorStack, latent: Tensor) -> Tensor:
         """The weights that the latent site determines."""
 
+    def initial_local(self, stack: FactorStack) -> TorchDistribution:
+        """What the local site is where nothing is known of the items."""
+
     def embed(self, stack: FactorStack, weights: Tensor, **hyper: Tensor) -> Tensor:
         """The latent value of given weights."""
 
 
+class GuidedLikelihood(Protocol):
+    """What a guide asks of a likelihood."""
+
+    def num_items(self, batch: Batch) -> int:
+        """The number of items of a batch."""
+
+
 class GuidedModel(Protocol):
-    """What a guide asks of a model: its stacks, the prior of each, and the factors to start from."""
+    """What a guide asks of a model: its stacks, the prior of each, the factors to start from, and its items."""
+
+    num_data: int
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter."""
+
+    @property
+    def likelihood(self) -> GuidedLikelihood:
+        """The likelihood."""
 
     @property
     def stacks(self) -> tuple[FactorStack, ...]:
@@ -69,6 +91,9 @@ class GuidedModel(Protocol):
     def lora_weights(self) -> Weights:
         """The factors of the PEFT model."""
 
+    def features(self, batch: Batch, kind: Features) -> Tensor:
+        """What the frozen language model says of each item."""
+
 
 class Guide(AbstractPyroModule):
     r"""A variational family: for each stack, a base distribution pushed through a transform.
@@ -77,7 +102,8 @@ class Guide(AbstractPyroModule):
     :meth:`get_transform`; all else is done here. Where the prior has a conditional, the guide draws the weights from
     it with its own noise scale :math:`0 < \lambda < 1`, one per factor, :math:`\lambda = \mathrm{sigmoid}(\rho)`.
 
-    Hyper-sites and shared sites of a prior are approximated entry by entry in every family, by :attr:`site_posterior`.
+    Hyper-sites and shared sites of a prior are approximated entry by entry in every family, by :attr:`site_posterior`;
+    local sites by :meth:`local_posteriors`.
 
     Args:
         model: The model to approximate.
@@ -217,7 +243,7 @@ class Guide(AbstractPyroModule):
         """Samples the latent sites of all stacks, and the weights where they are a site of their own.
 
         Args:
-            batch: What the model takes; of no account here.
+            batch: What the model takes; the local sites are those of its items, and without it there are none.
             num_draws: The number of draws S that share the batch.
             centres: What the model takes for flipout; of no account here.
 
@@ -233,7 +259,24 @@ class Guide(AbstractPyroModule):
             for stack, prior in latent.items():
                 with pyro.plate(stack.name, len(stack), dim=-1):
                     weights[stack.name] = self._sample_stack(stack, prior)
+        if batch is not None and (local := self.local_posteriors(batch)):
+            with items_plate(self.model.likelihood.num_items(batch), self.model.num_data):
+                for stack in (stack for stack in self.stacks if stack.name in local):
+                    prior = priors[stack]
+                    pyro.sample(prior.site(stack, str(prior.local)), local[stack.name])
         return weights
+
+    def local_posteriors(self, batch: Batch) -> dict[str, TorchDistribution]:
+        """The distributions of the local sites of the items of a batch, by stack name: here, alike for all items.
+
+        Args:
+            batch: What a collator yields.
+        """
+        return {
+            stack.name: prior.initial_local(stack)
+            for stack in self.stacks
+            if (prior := self.model.prior_of(stack)).local is not None
+        }
 
     def _sample_shared(self, stack: FactorStack, prior: GuidedPrior) -> None:
         for name, posterior in cast(Any, self._own(stack)).shared.items():

@@ -19,6 +19,7 @@ from bayeslora_pyro.models.matrix_normal import MatrixNormalPrior as MatrixNorma
 from bayeslora_pyro.models.rank_space import RankSpacePrior as RankSpacePrior
 from bayeslora_pyro.models.ranks import effective_rank as effective_rank
 from bayeslora_pyro.models.ranks import effective_ranks as effective_ranks
+from bayeslora_pyro.models.relative_noise import RelativeNoisePrior as RelativeNoisePrior
 from bayeslora_pyro.models.sparse import HorseshoePrior as HorseshoePrior
 from bayeslora_pyro.models.sparse import LaplacePrior as LaplacePrior
 from bayeslora_pyro.models.weights import WeightPrior as WeightPrior
@@ -43,6 +44,7 @@ __all__ = [
     "Prior",
     "RankSpacePrior",
     "Regression",
+    "RelativeNoisePrior",
     "WeightPrior",
     "effective_rank",
     "effective_ranks",

@@ -12,6 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from bayeslora_pyro.abstract import AbstractPyroModule
+from bayeslora_pyro.adapters import Noise, Operator
 from bayeslora_pyro.types import WEIGHT_DIMS, FactorStack, Weights, named_dims
 
 __all__ = ["LatentPrior", "Prior"]
@@ -28,6 +29,9 @@ class Prior(AbstractPyroModule):
     (:meth:`hyper_priors`), and *shared* sites, outside all plates (:meth:`shared_priors`). Guides approximate them
     entry by entry, whatever their family is for the latent site.
 
+    Below it there may be a *local* site, named :attr:`local`, which every item of the data has for itself
+    (:meth:`local_prior`), and which says how the factors are applied to its activations (:meth:`local_operators`).
+
     A prior is created without knowing a PEFT model. :class:`~bayeslora_pyro.BayesianLora` copies it and calls
     :meth:`setup`, so that one object may serve several models.
     """
@@ -38,11 +42,19 @@ class Prior(AbstractPyroModule):
     latent: str | None = "W"
     """The name of the site that a guide approximates; None for a prior without random variables."""
 
+    local: str | None = None
+    """The name of the site that every item of the data has for each stack; None for none."""
+
     latent_dims: tuple[str, str] = WEIGHT_DIMS
     """The names of the dimensions of the latent site."""
 
     dims: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """The names of the dimensions of each hyper-site and shared site."""
+
+    @property
+    def is_random(self) -> bool:
+        """Whether there is a latent or a local site."""
+        return self.latent is not None or self.local is not None
 
     @abstractmethod
     def setup(self, stacks: Sequence[FactorStack], initial: Weights, generator: torch.Generator) -> None:
@@ -99,6 +111,27 @@ class Prior(AbstractPyroModule):
             The weights, the latent site itself by default. Shape `(..., L, d_o, d_i)`.
         """
         return latent
+
+    def local_prior(self, stack: FactorStack) -> TorchDistribution:
+        """The distribution of the local site, where there is one. Batch shape `()`, event shape `(L, …)`."""
+        raise NotImplementedError(f"{type(self).__name__} has no local site.")
+
+    def initial_local(self, stack: FactorStack) -> TorchDistribution:
+        """What the local site is under a guide that knows nothing of the items. Event shape `(L, …)`."""
+        raise NotImplementedError(f"{type(self).__name__} has no local site.")
+
+    def local_operators(
+        self, stack: FactorStack, weights: Tensor, local: Tensor, noise: Noise
+    ) -> Sequence[Operator]:
+        """What applies the factors to activations, given the local site, where there is one.
+
+        Args:
+            stack: The stack.
+            weights: The factors. Shape `(L, d_o, d_i)`, or `(S, L, d_o, d_i)` for S tiles.
+            local: The value of the local site for each row of all tiles. Shape `(rows, L, …)`.
+            noise: The noise of these rows.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no local site.")
 
     @abstractmethod
     def initial_latent(self, stack: FactorStack, generator: torch.Generator) -> Tensor | None:

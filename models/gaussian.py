@@ -14,7 +14,7 @@ from bayeslora_pyro.models.base import Prior
 from bayeslora_pyro.models.weights import WeightPrior
 from bayeslora_pyro.types import FactorStack, Weights
 
-__all__ = ["GaussianPrior", "PointPrior"]
+__all__ = ["GaussianPrior", "PointPrior", "Points"]
 
 
 @final
@@ -61,14 +61,8 @@ class GaussianPrior(WeightPrior):
         return dist.Normal(torch.zeros_like(scale), scale).to_event(2)
 
 
-@final
-class PointPrior(Prior):
-    """Factors that are plain parameters: maximum likelihood, as in LoRA itself, and for B in BLoB.
-
-    References:
-        | BLoB: Bayesian Low-Rank Adaptation by Backpropagation for Large Language Models (Wang et al., 2024)
-        | https://arxiv.org/abs/2406.11675
-    """
+class Points(Prior):
+    """Factors that are plain parameters."""
 
     latent = None
 
@@ -76,10 +70,6 @@ class PointPrior(Prior):
         """Starts each factor where the PEFT model has it."""
         for stack in stacks:
             self.register_parameter(f"weights_{stack.name}", nn.Parameter(initial[stack.name].clone()))
-
-    def config(self) -> dict[str, Any]:
-        """The arguments that make this prior again."""
-        return {}
 
     def sample_weights(self, stack: FactorStack, **shared: Tensor) -> Tensor:
         """Returns the factors. Shape `(L, d_o, d_i)`."""
@@ -95,3 +85,17 @@ class PointPrior(Prior):
         with torch.no_grad():
             self.sample_weights(stack).copy_(weights)
         return weights
+
+
+@final
+class PointPrior(Points):
+    """Factors that are points and nothing else: maximum likelihood, as in LoRA itself, and for B in BLoB.
+
+    References:
+        | BLoB: Bayesian Low-Rank Adaptation by Backpropagation for Large Language Models (Wang et al., 2024)
+        | https://arxiv.org/abs/2406.11675
+    """
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that make this prior again."""
+        return {}

@@ -67,6 +67,11 @@ class Likelihood(AbstractPyroModule):
         """The item that each row of the inputs belongs to. Shape `(rows,)`."""
         return torch.arange(self.num_items(batch), device=main_input(batch).device)
 
+    def context(self, batch: Batch) -> Tensor | None:
+        """The real tokens of which no observation is a part, `(rows, tokens)`: what may tell how noisy an item is."""
+        mask: Tensor | None = batch.get("attention_mask")
+        return mask
+
     def column_of_row(self, batch: Batch) -> Tensor | None:
         """The one score that each row of the inputs bears on, `(rows,)`; None where it bears on all of its item."""
         return None

@@ -57,6 +57,14 @@ class NextToken(Likelihood):
         labels = batch.get("labels")
         return None if labels is None else labels[:, 1:].clamp(min=0)
 
+    def context(self, batch: Batch) -> Tensor | None:
+        """The tokens before the first that is observed: the prompt, or the first token of all."""
+        mask = batch["attention_mask"].bool()
+        labels = batch.get("labels")
+        observed = mask if labels is None else labels != -100
+        later = torch.cat([torch.zeros_like(observed[:, :1]), observed[:, 1:]], dim=1)
+        return mask & (later.cumsum(1) == 0)
+
     def distribution(self, outputs: Any, batch: Batch) -> TorchDistribution:
         """Categorical over the vocabulary at each position. Event shape `(tokens - 1,)`."""
         logits = tiles(wide(outputs.logits[:, :-1]), self.num_items(batch))

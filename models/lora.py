@@ -11,7 +11,16 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from bayeslora_pyro.adapters import Adapter, Operator, draw_flips, make_operators
+from bayeslora_pyro.adapters import (
+    Adapter,
+    Features,
+    FreshNoise,
+    Noise,
+    Operator,
+    draw_flips,
+    make_operators,
+    pooled_features,
+)
 from bayeslora_pyro.models.ard import ArdPrior
 from bayeslora_pyro.models.base import Prior
 from bayeslora_pyro.models.choice import Choice
@@ -23,8 +32,9 @@ from bayeslora_pyro.models.likelihoods import Classification, NextToken, Regress
 from bayeslora_pyro.models.matrix_normal import MatrixNormalPrior
 from bayeslora_pyro.models.placement import Placement
 from bayeslora_pyro.models.rank_space import RankSpacePrior
+from bayeslora_pyro.models.relative_noise import RelativeNoisePrior
 from bayeslora_pyro.models.sparse import HorseshoePrior, LaplacePrior
-from bayeslora_pyro.plates import draws_plate
+from bayeslora_pyro.plates import draws_plate, items_plate
 from bayeslora_pyro.types import Batch, FactorStack, Weights
 
 __all__ = ["LIKELIHOODS", "PRIORS", "BayesianLora"]
@@ -39,6 +49,7 @@ PRIORS: dict[str, type[Prior]] = {
     "horseshoe": HorseshoePrior,
     "rank_space": RankSpacePrior,
     "point": PointPrior,
+    "relative_noise": RelativeNoisePrior,
 }
 """The priors by name."""
 
@@ -164,9 +175,12 @@ class BayesianLora(PyroModule):
                 sees their deviations from it with random signs of its own, by flipout.
         """
         weights = self.sample_weights(num_draws)
-        operators = make_operators(weights)
+        operators: dict[str, Sequence[Operator]] = {**make_operators(weights)}
         if centres:
-            operators = make_operators(weights, draw_flips(centres, self.likelihood.item_of_row(batch)))
+            operators |= make_operators(weights, draw_flips(centres, self.likelihood.item_of_row(batch)))
+        if local := self.sample_local(batch):
+            noise = FreshNoise(self.likelihood.item_of_row(batch))
+            operators |= self.local_operators(weights, local, batch, noise)
         outputs = self.run_with(weights, batch, shared=num_draws > 1, operators=operators)
         y: Tensor = self.likelihood(outputs, batch, self.num_data)
         return y
@@ -183,6 +197,51 @@ class BayesianLora(PyroModule):
                 with pyro.plate(stack.name, len(stack), dim=-1):
                     weights[stack.name] = prior.sample_weights(stack, **shared[prior.name])
         return weights
+
+    def sample_local(self, batch: Batch) -> dict[str, Tensor]:
+        """Samples the local sites of the items of a batch, by stack name. Shapes `(items, L, …)`."""
+        local = {stack: prior for stack in self.stacks if (prior := self.prior_of(stack)).local is not None}
+        if not local:
+            return {}
+        with items_plate(self.likelihood.num_items(batch), self.num_data):
+            return {
+                stack.name: pyro.sample(prior.site(stack, str(prior.local)), prior.local_prior(stack))
+                for stack, prior in local.items()
+            }
+
+    def local_operators(
+        self, weights: Weights, local: Weights, batch: Batch, noise: Noise
+    ) -> dict[str, Sequence[Operator]]:
+        """What applies the factors of the stacks that have a local site, by stack name.
+
+        Args:
+            weights: The factors by stack name. Shapes `(L, d_o, d_i)`, or `(S, L, d_o, d_i)` for S tiles.
+            local: The values of the local sites. Shapes `(items, L, …)`.
+            batch: What a collator yields.
+            noise: The noise of the rows of all tiles.
+        """
+        rows = self.likelihood.item_of_row(batch)
+        operators = {}
+        for stack in self.stacks:
+            if stack.name in local:
+                values, factors = local[stack.name][rows], weights[stack.name]
+                values = values.repeat(len(factors) if factors.dim() == 4 else 1, 1, 1)
+                operators[stack.name] = self.prior_of(stack).local_operators(stack, factors, values, noise)
+        return operators
+
+    def features(self, batch: Batch, kind: Features) -> Tensor:
+        """What the frozen language model says of each item, the mean over its rows. Shape `(items, features)`.
+
+        Args:
+            batch: What a collator yields.
+            kind: Which features, one of `FEATURES`.
+        """
+        rows = pooled_features(self.adapter, batch, kind, self.likelihood.context(batch))
+        item, count = self.likelihood.item_of_row(batch), self.likelihood.num_items(batch)
+        if len(rows) == count:
+            return rows
+        sums = rows.new_zeros(count, rows.shape[1]).index_add(0, item, rows)
+        return sums / torch.bincount(item, minlength=count).unsqueeze(1)
 
     def run_with(
         self,

@@ -14,6 +14,7 @@ from bayeslora_pyro.models import (
     MatrixNormalPrior,
     PointPrior,
     RankSpacePrior,
+    RelativeNoisePrior,
 )
 
 from .exact import perturb
@@ -31,6 +32,7 @@ SMALL = {
     "horseshoe": HorseshoePrior,
     "rank_space": RankSpacePrior,
     "point": PointPrior,
+    "relative_noise": RelativeNoisePrior,
 }
 
 VARIANTS = {

@@ -4,10 +4,19 @@ from bayeslora_pyro.adapters.adapter import Adapter as Adapter
 from bayeslora_pyro.adapters.bases import describe_base as describe_base
 from bayeslora_pyro.adapters.bases import unchanged_on_failure as unchanged_on_failure
 from bayeslora_pyro.adapters.build import add_lora as add_lora
+from bayeslora_pyro.adapters.features import FEATURES as FEATURES
+from bayeslora_pyro.adapters.features import Features as Features
+from bayeslora_pyro.adapters.features import num_features as num_features
+from bayeslora_pyro.adapters.features import pooled_features as pooled_features
 from bayeslora_pyro.adapters.folders import PEFT_CONFIG as PEFT_CONFIG
 from bayeslora_pyro.adapters.folders import PEFT_TENSORS as PEFT_TENSORS
 from bayeslora_pyro.adapters.folders import load_peft_model as load_peft_model
 from bayeslora_pyro.adapters.folders import write_folder as write_folder
+from bayeslora_pyro.adapters.noise import FreshNoise as FreshNoise
+from bayeslora_pyro.adapters.noise import KeyedNoise as KeyedNoise
+from bayeslora_pyro.adapters.noise import Noise as Noise
+from bayeslora_pyro.adapters.noise import NoiseScope as NoiseScope
+from bayeslora_pyro.adapters.noise import NoisyOperator as NoisyOperator
 from bayeslora_pyro.adapters.operators import FlipoutOperator as FlipoutOperator
 from bayeslora_pyro.adapters.operators import Flips as Flips
 from bayeslora_pyro.adapters.operators import LinearOperator as LinearOperator
@@ -16,18 +25,27 @@ from bayeslora_pyro.adapters.operators import draw_flips as draw_flips
 from bayeslora_pyro.adapters.operators import make_operators as make_operators
 
 __all__ = [
+    "FEATURES",
     "PEFT_CONFIG",
     "PEFT_TENSORS",
     "Adapter",
+    "Features",
     "FlipoutOperator",
     "Flips",
+    "FreshNoise",
+    "KeyedNoise",
     "LinearOperator",
+    "Noise",
+    "NoiseScope",
+    "NoisyOperator",
     "Operator",
     "add_lora",
     "describe_base",
     "draw_flips",
     "load_peft_model",
     "make_operators",
+    "num_features",
+    "pooled_features",
     "unchanged_on_failure",
     "write_folder",
 ]

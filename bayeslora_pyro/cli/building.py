@@ -51,6 +51,9 @@ _GUIDE = {
     "guide.scale": "scale",
     "guide.noise_scale": "noise_scale",
     "guide.rate": "rate",
+    "guide.features": "features",
+    "guide.link": "link",
+    "guide.hidden": "hidden",
 }
 """The options that are arguments of the guide."""
 
@@ -193,7 +196,8 @@ def make_recipe(
 def _changed(recipe: Recipe, method: str, prior: dict[str, Any], guide: dict[str, Any]) -> Recipe:
     """Builds the parts of a recipe again with other arguments."""
     priors: Any = {key: type(each)(**each.config()) for key, each in recipe.model.priors_by_key().items()}
-    key = next((key for key, each in priors.items() if each.latent is not None), next(iter(priors)))
+    random = [key for key, each in priors.items() if each.is_random]
+    key = random[0] if random else next(iter(priors))
     own: Any = priors[key]
     base = getattr(recipe.guide, "base", recipe.guide)
     known = base.config() | recipe.guide.config()
@@ -202,7 +206,7 @@ def _changed(recipe: Recipe, method: str, prior: dict[str, Any], guide: dict[str
         *((f"--prior.{name.replace('_', '-')}", name, own.config()) for name in prior),
         *((flags[name], name, known) for name in guide),
     ):
-        if name not in table or own.latent is None:
+        if name not in table or not own.is_random:
             raise CommandError(
                 f"{flag} does not fit --method {method}: leave it out, or choose another method"
             )

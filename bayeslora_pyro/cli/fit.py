@@ -184,7 +184,7 @@ def _describe(folder: Path, options: Mapping[str, Any], data: RunData, recipe: R
 
 def _objective(recipe: Recipe) -> str:
     """Says what is maximised."""
-    if any(prior.latent is not None for prior in recipe.model.priors.values()):
+    if any(prior.is_random for prior in recipe.model.priors_by_key().values()):
         return tempering("", recipe.config.kl_weight)
     return tempering("lora", 0) + ("" if recipe.finish is None else ", then a search for the noise it bears")
 

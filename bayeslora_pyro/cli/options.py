@@ -115,9 +115,9 @@ _METHOD = _group(
     (
         "method",
         text(),
-        "bayesian-lora, bayesian-lora-mf (mean field), bayesian-lora-mn (matrix normal), map, blob, rank-space, lora, "
-        "ensemble (of LoRA fits), checkpoint-ensemble (of points of one fit), mc-dropout or tfb (noise for a "
-        "trained LoRA)",
+        "bayesian-lora, bayesian-lora-mf (mean field), bayesian-lora-mn (matrix normal), map, blob, balora, "
+        "rank-space, lora, ensemble (of LoRA fits), checkpoint-ensemble (of points of one fit), mc-dropout or tfb "
+        "(noise for a trained LoRA)",
         "bayesian-lora",
     ),
     ("num_chains", whole(1), "how many independent fits predict together (default: the method's own)"),
@@ -138,8 +138,19 @@ _METHOD = _group(
     ("prior.nugget", number(), "the initial nuggets of the inducing locations"),
     ("prior.scale_prior", number(), "make it random: the standard deviation of its logarithm"),
     ("prior.whitened", switch, "whether the inducing matrices are whitened"),
+    ("prior.rate", number(0), "the rate of the dropout that the noise of BaLoRA is held to"),
+    ("prior.kl_reduction", one_of("mean", "sum"), "its divergence over the entries of a factor"),
+    ("prior.noise_scope", one_of("token", "sequence", "weight"), "what sees one draw of it"),
+    ("prior.family", one_of("dropout", "aggregate"), "what it is held to: that rate, or the mean of a batch"),
     ("guide.scale", number(), "the initial standard deviation of the inducing matrices"),
     ("guide.rate", number(0), "the share of the inputs of A that MC dropout drops"),
+    (
+        "guide.features",
+        one_of("embeddings", "backbone", "cls"),
+        "what BaLoRA reads the size of the noise off",
+    ),
+    ("guide.link", one_of("softplus", "exp"), "what makes that size positive"),
+    ("guide.hidden", whole(1), "the width of the network that reads it"),
     ("guide.noise_scale", number(), "the initial share of the conditional noise, between 0 and 1"),
 )
 

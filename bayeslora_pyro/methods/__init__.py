@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from bayeslora_pyro.methods import (
+    balora,
     bayesian_lora,
     blob,
     checkpoint_ensemble,
@@ -29,6 +30,7 @@ METHODS: dict[str, Callable[..., Recipe]] = {
     "laplace-lora": laplace_lora.build,
     "laplace-lora-last-layer": partial(laplace_lora.build, modules="last"),
     "blob": blob.build,
+    "balora": balora.build,
     "rank-space": rank_space.build,
     "bayesian-lora": bayesian_lora.build,
     "bayesian-lora-mf": partial(bayesian_lora.build, transform=None),
