@@ -74,6 +74,18 @@ SHOWN = {
 }
 COVERAGES = (50, 80, 90, 95)
 NUM_TUNING = 400
+SETTINGS = (
+    "num_steps",
+    "num_train",
+    "num_test",
+    "num_draws",
+    "batch_size",
+    "learning_rate",
+    "noise",
+    "dtype",
+)
+"""The arguments that a job depends on."""
+
 SHARES = tuple(step / 20 for step in range(20))
 
 ELEMENTS: dict[str, str] = dict(
@@ -193,18 +205,6 @@ def run(job: Job, arguments: argparse.Namespace) -> Result:
     return result
 
 
-SETTINGS = (
-    "num_steps",
-    "num_train",
-    "num_test",
-    "num_draws",
-    "batch_size",
-    "learning_rate",
-    "noise",
-    "dtype",
-)
-
-
 def average(values: Sequence[Any]) -> Any:
     """The mean over seeds of numbers, of lists and dictionaries of them, place by place."""
     first = values[0]
@@ -219,11 +219,14 @@ def summarise(jobs: Sequence[Job], results: Sequence[Result]) -> dict[str, dict[
     """What each method gave on each split: the mean over seeds, and the standard deviation of the scores."""
     summary: dict[str, dict[str, Result]] = {}
     for name, label in dict.fromkeys(job[1:] for job in jobs):
-        runs = [dict(result) for job, result in zip(jobs, results, strict=True) if job[1:] == (name, label)]
-        each = [result.pop("settings") and result["scores"] for result in runs]
+        runs = [
+            {part: value for part, value in result.items() if part != "settings"}
+            for job, result in zip(jobs, results, strict=True)
+            if job[1:] == (name, label)
+        ]
         deviations = {
-            metric: statistics.stdev(scores[metric] for scores in each) if len(each) > 1 else 0.0
-            for metric in each[0]
+            metric: statistics.stdev(result["scores"][metric] for result in runs) if len(runs) > 1 else 0.0
+            for metric in runs[0]["scores"]
         }
         summary.setdefault(name, {})[label] = average(runs) | {"deviations": deviations}
     return summary
@@ -309,7 +312,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Runs the example."""
     arguments, console = parse_arguments(), Console()
-    load_task("bandgap"), load_base_model("minilm", task_type="regression")  # downloads happen here, once
+    load_task("bandgap")  # downloads happen here, not in several processes at once
+    load_base_model("minilm", task_type="regression")
     jobs = [
         (seed, name, label)
         for seed in range(arguments.seeds)
