@@ -32,7 +32,6 @@ from typing import Any, Literal
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -69,7 +68,7 @@ SHOWN = {
     "nll": "NLL",
     "spearman": "Spearman",
     "pearson": "Pearson",
-    "pearson_epistemic": "of means",
+    "pearson_epistemic": "means",
     "ause": "AUSE",
 }
 COVERAGES = (50, 80, 90, 95)
@@ -238,14 +237,22 @@ def show(summary: dict[str, dict[str, Result]], num_seeds: int, console: Console
         coverage = "in " + "/".join(map(str, COVERAGES))
         title = f"{name}, mean of {num_seeds} seed(s)"
         table = Table(
-            "method", *SHOWN.values(), coverage, "fit, s", title=title, box=box.SIMPLE, pad_edge=False
+            "method",
+            *SHOWN.values(),
+            coverage,
+            "fit, s",
+            title=title,
+            box=box.SIMPLE,
+            show_edge=False,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
         )
         for label, result in methods.items():
             scores = result["scores"]
             inside = "/".join(f"{100 * scores[f'coverage_{level}']:.0f}" for level in COVERAGES)
             shown = (f"{scores[metric]:.3f}" for metric in SHOWN)
             table.add_row(label, *shown, inside, f"{result['seconds']:.0f}")
-        console.print(table)
+        console.print(table, end="\n\n")
 
 
 def draw(summary: dict[str, dict[str, Result]]) -> Figure:
@@ -272,7 +279,7 @@ def draw(summary: dict[str, dict[str, Result]]) -> Figure:
         )
         axes[2].set(xlabel="draws, or members", ylabel="Spearman of deviation and error", title=name)
         axes[2].set_xscale("log", base=2)
-        axes[2].xaxis.set_major_formatter(ScalarFormatter())
+        axes[2].xaxis.set_major_formatter("{x:.0f}")
         axes[0].legend()
         axes[2].grid(alpha=0.3)
     return figure
