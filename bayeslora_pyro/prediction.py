@@ -10,6 +10,9 @@ from bayeslora_pyro import metrics
 
 __all__ = ["Prediction", "RegressionPrediction"]
 
+COVERAGES = (50, 80, 90, 95)
+"""The intervals whose coverage is evaluated, in per cent."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -95,15 +98,27 @@ class RegressionPrediction:
         return RegressionPrediction(self.loc * deviation + mean, self.scale * deviation, labels)
 
     def evaluate(self) -> dict[str, float]:
-        """RMSE, MAE, NLL, coverage of the 50 % and 90 % intervals, and Spearman of deviation and absolute error."""
+        """How close the means are, how well the intervals hold, and whether uncertainty follows the absolute error.
+
+        Returns:
+            ``rmse``, ``mae``, ``nll``, the coverages ``coverage_50``, ``coverage_80``, ``coverage_90`` and
+            ``coverage_95``; ``spearman``, ``pearson`` and ``ause`` of the total standard deviation and the absolute
+            error, ``spearman_epistemic`` and ``pearson_epistemic`` of the epistemic one; and ``n`` items.
+        """
         if self.labels is None:
             raise ValueError("The batches had no labels to evaluate against.")
+        parts = self.loc, self.scale, self.labels
+        error = metrics.absolute_error(self.loc, self.labels)
+        total, epistemic = metrics.predictive_std(self.loc, self.scale), self.epistemic
         return {
             "rmse": metrics.rmse(self.loc, self.labels),
             "mae": metrics.mae(self.loc, self.labels),
-            "nll": metrics.gaussian_mixture_nll(self.loc, self.scale, self.labels),
-            "coverage_50": metrics.interval_coverage(self.loc, self.scale, self.labels, 0.5),
-            "coverage_90": metrics.interval_coverage(self.loc, self.scale, self.labels, 0.9),
-            "spearman": metrics.error_correlation(self.loc, self.scale, self.labels),
+            "nll": metrics.gaussian_mixture_nll(*parts),
+            **{f"coverage_{level}": metrics.interval_coverage(*parts, level / 100) for level in COVERAGES},
+            "spearman": metrics.rank_correlation(total, error),
+            "pearson": metrics.linear_correlation(total, error),
+            "spearman_epistemic": metrics.rank_correlation(epistemic, error),
+            "pearson_epistemic": metrics.linear_correlation(epistemic, error),
+            "ause": metrics.ause(total, error) if error.any() else 0.0,
             "n": float(len(self.labels)),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import os
 import re
@@ -102,3 +103,42 @@ def test_the_demo_runs(tmp_path: Path) -> None:
     assert set(metrics["lora"]["sentiment"]["ece"]) == {"mean", "sd"}
     assert (tmp_path / "report.html").exists()
     assert (tmp_path / "posterior" / "adapter_model.safetensors").exists()
+
+
+def test_the_band_gaps_run_and_a_job_that_is_done_is_not_done_again(tmp_path: Path) -> None:
+    sizes = ["--num-steps", "2", "--num-train", "40", "--num-test", "12", "--num-draws", "4"]
+    methods = ["--methods", "lora", "ensemble", "blob", "--splits", "oxides and halides"]
+    command = [sys.executable, "examples/band_gap.py", *sizes, *methods, "--output", str(tmp_path)]
+    command += ["--num-workers", "1", "--dtype", "float32"]
+    environment = os.environ | {"PYTHONPATH": "."}
+    outputs = [
+        subprocess.run(
+            command, cwd=ROOT, check=True, timeout=500, capture_output=True, env=environment, text=True
+        ).stdout
+        for _ in range(2)
+    ]
+    assert ["fitted in" in output for output in outputs] == [True, False]
+    assert (tmp_path / "band_gaps.png").stat().st_size > 10_000
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert list(metrics["oxides and halides"]) == ["lora", "ensemble", "blob"]
+    lora, ensemble, blob = metrics["oxides and halides"].values()
+    assert ensemble["by_draws"]["1"] == lora["scores"]  # the first member
+    assert list(ensemble["by_draws"]) == ["1", "2", "4", "5"]
+    assert blob["scores"] == blob["by_draws"]["4"]
+
+
+def test_the_digits_run_or_say_what_is_missing() -> None:
+    steps = ["--num-steps", "2", "--pretrain-steps", "2", "--num-train", "20"]
+    done = subprocess.run(
+        [sys.executable, "examples/vision.py", *steps],
+        cwd=ROOT,
+        timeout=500,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": "."},
+        text=True,
+    )
+    if importlib.util.find_spec("sklearn") is None:
+        assert done.stderr.strip() == "The digits come with scikit-learn: pip install scikit-learn"
+    else:
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("balora") == 4

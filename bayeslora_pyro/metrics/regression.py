@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 from torch.special import log_ndtr
 
+from bayeslora_pyro.metrics.correlation import rank_correlation
+
 __all__ = [
+    "absolute_error",
     "error_correlation",
     "gaussian_mixture_nll",
     "interval_coverage",
@@ -29,10 +32,15 @@ def rmse(mean: Tensor, target: Tensor) -> float:
     return float((mean.mean(0) - target).square().mean().sqrt())
 
 
+def absolute_error(mean: Tensor, target: Tensor) -> Tensor:
+    """Compute the absolute error of the predictive mean, `(item,)`."""
+    mean, _, target = _check(mean, None, target)
+    return (mean.mean(0) - target).abs()
+
+
 def mae(mean: Tensor, target: Tensor) -> float:
     """Compute the mean absolute error of the predictive mean."""
-    mean, _, target = _check(mean, None, target)
-    return float((mean.mean(0) - target).abs().mean())
+    return float(absolute_error(mean, target).mean())
 
 
 def gaussian_mixture_nll(mean: Tensor, std: Tensor, target: Tensor) -> float:
@@ -111,17 +119,7 @@ def error_correlation(mean: Tensor, std: Tensor, target: Tensor) -> float:
         items, and so ranks nothing.
     """
     spread = predictive_std(mean, std)
-    mean, _, target = _check(mean, None, target)
-    ranks = torch.stack([_ranks(spread), _ranks((mean.mean(0) - target).abs())])
-    centred = ranks - ranks.mean(-1, keepdim=True)
-    first, second = centred.norm(dim=-1)
-    return float(centred.prod(0).sum() / (first * second)) if first > 0 and second > 0 else 0.0
-
-
-def _ranks(values: Tensor) -> Tensor:
-    _, inverse, sizes = torch.unique(values, return_inverse=True, return_counts=True)
-    last = sizes.cumsum(0).double()
-    return (last - (sizes - 1) / 2)[inverse]
+    return rank_correlation(spread, absolute_error(mean, target))
 
 
 def _check(mean: Tensor, std: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
