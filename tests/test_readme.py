@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import os
 import re
@@ -127,18 +126,15 @@ def test_the_band_gaps_run_and_a_job_that_is_done_is_not_done_again(tmp_path: Pa
     assert blob["scores"] == blob["by_draws"]["4"]
 
 
-def test_the_digits_run_or_say_what_is_missing() -> None:
+def test_the_digits_run() -> None:
     steps = ["--num-steps", "2", "--pretrain-steps", "2", "--num-train", "20"]
     done = subprocess.run(
         [sys.executable, "examples/vision.py", *steps],
         cwd=ROOT,
+        check=True,
         timeout=500,
         capture_output=True,
         env=os.environ | {"PYTHONPATH": "."},
         text=True,
     )
-    if importlib.util.find_spec("sklearn") is None:
-        assert done.stderr.strip() == "The digits come with scikit-learn: pip install scikit-learn"
-    else:
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("balora") == 4
+    assert done.stdout.count("balora") == 4
