@@ -8,7 +8,6 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import ViTConfig, ViTForImageClassification
 
 from bayeslora_pyro import METHODS, Posterior, to_arviz
 from bayeslora_pyro.adapters import NoisyOperator
@@ -21,6 +20,7 @@ from .exact import close, perturb
 from .test_adapters import checkpoint_gradients
 from .test_resume import assert_equal_runs, interrupt_at
 from .tiny import tiny_batch, tiny_bert, tiny_llama
+from .tiny_vit import tiny_vit
 
 __all__ = ["bert", "fitted"]
 
@@ -120,23 +120,12 @@ def test_every_kind_of_data(kind):
 
 
 def test_images():
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=8,
-        patch_size=4,
-        num_labels=3,
-    )
-    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
-    peft_model = get_peft_model(ViTForImageClassification(config), lora).eval()
     generator = torch.Generator().manual_seed(0)
     batch = {
         "pixel_values": torch.randn(6, 3, 8, 8, generator=generator),
         "labels": torch.arange(6) % 3,
     }
-    posterior = recipe_of(peft_model).fit([batch], num_steps=3, progress=False).posterior
+    posterior = recipe_of(tiny_vit()).fit([batch], num_steps=3, progress=False).posterior
     whole = posterior.predict([batch], 2).log_probs
     parts = [{name: value[k : k + 3] for name, value in batch.items()} for k in (0, 3)]
     torch.testing.assert_close(posterior.predict(parts, 2).log_probs, whole)

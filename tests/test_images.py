@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import ViTConfig, ViTForImageClassification
 
 from bayeslora_pyro.guides import MeanFieldGuide
 from bayeslora_pyro.inference import fit
 from bayeslora_pyro.models import BayesianLora, Classification
 from bayeslora_pyro.tiling import draws_per_pass
 from bayeslora_pyro.types import main_input
+
+from .tiny_vit import tiny_vit
 
 IMAGES = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(6) % 3
@@ -44,21 +44,7 @@ def test_a_batch_without_rows_is_refused_by_name() -> None:
 
 
 def test_an_image_classifier_is_fitted_and_predicts() -> None:
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=8,
-        patch_size=4,
-        num_labels=3,
-    )
-    base_model = ViTForImageClassification(config)
-    names = {name.rpartition(".")[2] for name, _ in base_model.named_modules()}
-    targets = [*({"q_proj", "v_proj", "query", "value"} & names)]  # as transformers 5 and 4 call them
-    lora = LoraConfig(r=2, target_modules=targets, modules_to_save=["classifier"])
-    peft_model = get_peft_model(base_model, lora).eval()
-    model = BayesianLora(peft_model, num_data=6)
+    model = BayesianLora(tiny_vit(), num_data=6)
     batches = [{"labels": LABELS[part], "pixel_values": IMAGES[part]} for part in (slice(0, 4), slice(4, 6))]
     result = fit(model, MeanFieldGuide(model), batches, num_steps=2, progress=False)
     assert draws_per_pass(peft_model, batches[0], 10**5) < draws_per_pass(peft_model, batches[1], 10**5)
