@@ -44,7 +44,8 @@ def test_a_batch_without_rows_is_refused_by_name() -> None:
 
 
 def test_an_image_classifier_is_fitted_and_predicts() -> None:
-    model = BayesianLora(tiny_vit(), num_data=6)
+    peft_model = tiny_vit()
+    model = BayesianLora(peft_model, num_data=6)
     batches = [{"labels": LABELS[part], "pixel_values": IMAGES[part]} for part in (slice(0, 4), slice(4, 6))]
     result = fit(model, MeanFieldGuide(model), batches, num_steps=2, progress=False)
     assert draws_per_pass(peft_model, batches[0], 10**5) < draws_per_pass(peft_model, batches[1], 10**5)
