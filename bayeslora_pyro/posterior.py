@@ -63,10 +63,15 @@ class Posterior:
         self.metadata = dict(metadata or {})
         self.predictive = guide.predictive
 
-    def by_weights(self) -> Self:
-        """The same posterior, predicting with the very draws that :meth:`sample` and :meth:`log_weights` have."""
+    @property
+    def is_linearised(self) -> bool:
+        """Whether its guide is about the model linearised at the mean, and not about the network itself."""
+        return self.guide.predictive != "network"
+
+    def predicting(self, predictive: str) -> Self:
+        """The same posterior, predicting by default in another way, one of `PREDICTIVES`."""
         same = copy.copy(self)
-        same.predictive = "network" if self.guide.predictive == "network" else "weights"
+        same.predictive = predictive
         return same
 
     @property
@@ -216,7 +221,7 @@ class Posterior:
         if chosen not in PREDICTIVES:
             raise ValueError(f"predictive should be one of {', '.join(PREDICTIVES)}, and is {predictive!r}.")
         if chosen == "network":
-            if self.guide.predictive != "network":
+            if self.is_linearised:
                 warnings.warn(COLLAPSE, stacklevel=3)
             weights = self.weights(num_draws, seed)
             return self._each_batch(batches, weights, seed, memory_budget, read, self._local_values)

@@ -60,6 +60,8 @@ class TestItIsAGuide:
         container = to_arviz(found, batches, fitted_to=batches, num_draws=30, seed=4)
         scores = found.log_likelihood(batches, 30, 4, predictive="weights")
         stats = container.sample_stats
+        alone = to_arviz(found, batches, num_draws=30, seed=4).sample_stats["log_likelihood_sum"].values[0]
+        torch.testing.assert_close(torch.as_tensor(alone), scores.double().sum(-1))
         torch.testing.assert_close(torch.as_tensor(stats["fitted_log_likelihood"].values[0]), scores)
         weights = found.weights(30, 4)
         mean, test = found.mean_adapter(), batches[0]
@@ -72,6 +74,15 @@ class TestItIsAGuide:
             linear = (still + (near - still) / 1e-5).log_softmax(-1)
             predicted = found.predict([test], 30, 4, predictive="weights").log_probs[draw]
             torch.testing.assert_close(predicted, linear, rtol=1e-3, atol=1e-3)
+
+    def test_in_arviz_the_answers_between_two_classes_are_those_of_the_map(self) -> None:
+        found = laplace_posterior(classifier(num_labels=2), data(num_labels=2), precision=0.05)
+        test = [tiny_batch(seed=7, items=40, num_labels=2)]
+        shown = to_arviz(found, test, num_draws=30).posterior_predictive["log_probs"].values[0]
+        point = Posterior(found.model, DeltaGuide(found.model)).predict(test, 1).probs.argmax(-1)
+        assert (torch.as_tensor(shown).exp().mean(0).argmax(-1) == point).all()
+        drawn = found.predict(test, 30, predictive="weights").probs.argmax(-1)
+        assert not (drawn == point).all()  # which as many draws of the weights do not know
 
     def test_made_anew_it_is_isotropic(self) -> None:
         model = BayesianLora(tiny_bert(), "gaussian", num_data=15)

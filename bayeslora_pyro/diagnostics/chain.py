@@ -25,8 +25,10 @@ def collect_chain(
     prior_predictive: bool = False,
 ) -> Groups:
     """Collect the groups of one posterior, arrays `(draw, ...)`; see ``to_arviz``."""
-    if isinstance(posterior, LinearisedLike):
-        posterior = posterior.by_weights()
+    shown = drawn = posterior
+    if isinstance(posterior, LinearisedLike) and posterior.is_linearised:
+        # Draws of scores come in pairs, and show more than as many of weights; densities need those of the weights.
+        shown, drawn = posterior.predicting("joint"), posterior.predicting("weights")
     groups: Groups = {}
     for group, sampler in (("posterior", posterior.sample), ("prior", posterior.sample_prior)):
         draws = sampler(num_draws, seed)
@@ -38,13 +40,15 @@ def collect_chain(
     groups["sample_stats"] = {"log_prior": log_prior, "log_guide": log_guide}
     total = None
     if batches is not None:
-        groups |= collect_data(posterior, batches, num_draws, seed)
-        if "log_likelihood" in groups:
+        groups |= collect_data(shown, batches, num_draws, seed)
+        if "log_likelihood" in groups and shown is drawn:
             total = groups["log_likelihood"]["y"].sum(-1)
+        elif "log_likelihood" in groups and fitted_to is None:
+            total = as_float64(drawn.log_likelihood(batches, num_draws, seed)).sum(-1)
         if prior_predictive:
             groups |= collect_prior_data(posterior, batches, num_draws, seed)
     if fitted_to is not None:
-        fitted = _fitted_log_likelihood(posterior, fitted_to, num_draws, seed)
+        fitted = _fitted_log_likelihood(drawn, fitted_to, num_draws, seed)
         groups["sample_stats"]["fitted_log_likelihood"] = fitted
         total = fitted.sum(-1)
     if total is not None:

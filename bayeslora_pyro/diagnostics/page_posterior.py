@@ -41,6 +41,8 @@ PARTS = {
 def tempering(attrs: Mapping[str, Any]) -> str:
     """Say what the KL of the ELBO was weighted with."""
     weight = attrs.get("kl_weight")
+    if "laplace" in attrs:
+        return "a point, and a Laplace approximation at it"
     if weight is None:
         return "KL weight not recorded"
     weight = float(weight)

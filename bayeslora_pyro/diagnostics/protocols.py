@@ -108,8 +108,13 @@ class PriorPredictiveLike(Protocol):
 
 @runtime_checkable
 class LinearisedLike(Protocol):
-    """A posterior that may usually predict with other draws than those of the weights."""
+    """A posterior that may be about a linearised model, whose scores can be drawn without weights."""
 
-    def by_weights(self) -> Any:
-        """Return the same posterior, predicting with the draws of the weights."""
+    @property
+    def is_linearised(self) -> bool:
+        """Whether it is."""
+        ...
+
+    def predicting(self, predictive: str) -> Any:
+        """Return the same posterior, predicting in another way."""
         ...
