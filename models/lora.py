@@ -165,6 +165,21 @@ class BayesianLora(PyroModule):
                         parameter.copy_(_redrawn(parameter, generator))
         return model
 
+    def with_prior(self, prior: AnyPrior | Mapping[str, AnyPrior]) -> BayesianLora:
+        """Makes the same model with another prior; its likelihood, its head and its number of items are kept."""
+        model = BayesianLora(
+            self.adapter.peft_model,
+            prior,
+            self.likelihood,
+            self.num_data,
+            adapter_name=self.adapter.adapter_name,
+            seed=self.seed,
+        ).to(self.adapter.device)
+        with torch.no_grad():
+            for parameter, value in zip(model.head, self.head, strict=True):
+                parameter.copy_(value)
+        return model
+
     def forward(self, batch: Batch, num_draws: int = 1, centres: Weights | None = None) -> Tensor:
         """Samples all factors, runs the language model, and samples or observes `y`.
 
@@ -175,9 +190,8 @@ class BayesianLora(PyroModule):
                 sees their deviations from it with random signs of its own, by flipout.
         """
         weights = self.sample_weights(num_draws)
-        operators: dict[str, Sequence[Operator]] = {**make_operators(weights)}
-        if centres:
-            operators |= make_operators(weights, draw_flips(centres, self.likelihood.item_of_row(batch)))
+        flips = draw_flips(centres, self.likelihood.item_of_row(batch)) if centres else None
+        operators: dict[str, Sequence[Operator]] = {**make_operators(weights, flips)}
         if local := self.sample_local(batch):
             weights = {name: _as_many(values, local.get(name)) for name, values in weights.items()}
             operators |= self.local_operators(weights, local, batch)

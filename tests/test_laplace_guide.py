@@ -180,3 +180,11 @@ def test_the_precision_that_tuning_data_want(per: Any) -> None:
 def _nll(posterior: Posterior, batches: list[dict[str, Any]]) -> float:
     scores = posterior.log_likelihood(batches, 512)
     return float(-(scores.logsumexp(0) - math.log(512)).mean())
+
+
+@pytest.mark.parametrize("pattern", ["*", "*.attention.*", "*.query", "*.query.A", "B"])
+def test_patterns_choose_modules_factors_or_roles(pattern: str) -> None:
+    model = BayesianLora(tiny_bert(targets=["query"]), "point", num_data=15)
+    found = laplace_posterior(model, data(), modules=pattern, precision=1.0)
+    roles = {stack.role for stack in found.stacks if found.model.prior_of(stack).latent is not None}
+    assert roles == ({"A"} if pattern.endswith(".A") else {"B"} if pattern == "B" else {"A", "B"})

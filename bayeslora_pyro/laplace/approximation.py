@@ -119,19 +119,8 @@ class Approximation:
             prior: Prior = GaussianPrior(next(iter(scales.values())))
         else:
             prior = GaussianPrior(scales=scales)
-        old, pattern = self._old, random_pattern(self._old.stacks, self._config.modules)
-        model = BayesianLora(
-            old.adapter.peft_model,
-            prior if pattern is None else {pattern: prior, "AB": PointPrior()},
-            old.likelihood,
-            old.num_data,
-            adapter_name=old.adapter.adapter_name,
-            seed=old.seed,
-        ).to(old.adapter.device)
-        with torch.no_grad():
-            for parameter, value in zip(model.head, old.head, strict=True):
-                parameter.copy_(value)
-        return model
+        pattern = random_pattern(self._old.stacks, self._config.modules)
+        return self._old.with_prior(prior if pattern is None else {pattern: prior, "AB": PointPrior()})
 
     def _weights(self, stacks: Sequence[FactorStack]) -> dict[str, Tensor]:
         """The trained factors by the stack names of a new model. Shapes `(L, d_o, d_i)`."""
@@ -153,10 +142,12 @@ def random_pattern(stacks: Sequence[FactorStack], modules: str | None) -> str | 
     """
     pattern = _last_layer(stacks) if modules == "last" else modules
     fits = [
-        pattern is None or pattern == stack.role or fnmatchcase(name, pattern)
+        pattern is None
+        or pattern == stack.role
+        or fnmatchcase(module, pattern)
+        or fnmatchcase(f"{module}.{stack.role}", pattern)
         for stack in stacks
         for module in stack.adapters
-        for name in (module, f"{module}.{stack.role}")
     ]
     if not any(fits):
         raise ValueError(

@@ -33,7 +33,7 @@ from bayeslora_pyro.loading import first_batches
 from bayeslora_pyro.methods import lora
 from bayeslora_pyro.methods.recipe import Recipe
 from bayeslora_pyro.metrics import accuracy, mean_log_probs
-from bayeslora_pyro.models import BayesianLora, GaussianPrior, Likelihood, PointPrior
+from bayeslora_pyro.models import GaussianPrior, Likelihood, PointPrior
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.prediction import Prediction
 from bayeslora_pyro.types import Batch, FactorStack
@@ -226,18 +226,7 @@ def rotate(
 
 def _with_noise(fitted: Posterior, means: Mapping[str, Tensor], seed: int) -> Posterior:
     """The posterior with these means, and some noise on the factors A; its head and likelihood are the fitted ones."""
-    old = fitted.model
-    model = BayesianLora(
-        old.adapter.peft_model,
-        {"A": GaussianPrior(), "B": PointPrior()},
-        old.likelihood,
-        old.num_data,
-        adapter_name=old.adapter.adapter_name,
-        seed=old.seed,
-    ).to(old.adapter.device)
-    with torch.no_grad():
-        for parameter, value in zip(model.head, old.head, strict=True):
-            parameter.copy_(value)
+    model = fitted.model.with_prior({"A": GaussianPrior(), "B": PointPrior()})
     guide = MeanFieldGuide(model, seed=seed)
     guide.from_lora(means)
     return Posterior(model, guide, history=fitted.history, metadata=fitted.metadata)
