@@ -240,6 +240,7 @@ class Posterior:
                 seed,
                 chosen,
                 read,
+                self.weights(num_draws, seed) if chosen == "weights" else None,
             )
 
     def _each_batch(

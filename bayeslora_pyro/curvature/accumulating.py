@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,17 +18,17 @@ from bayeslora_pyro.types import Batch, Weights, to_device
 __all__ = ["Totals", "accumulate"]
 
 
+@dataclass
 class Totals:
     """What a pass over the data adds up, beside the curvature.
 
-    Attributes:
+    Args:
         num_items: The number of items.
         log_likelihood: Their log-likelihood, in nats.
     """
 
-    def __init__(self) -> None:
-        self.num_items = 0
-        self.log_likelihood = 0.0
+    num_items: int = 0
+    log_likelihood: float = 0.0
 
 
 def accumulate(

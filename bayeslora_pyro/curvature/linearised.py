@@ -45,6 +45,7 @@ def linearised_batches(
     seed: int,
     predictive: str,
     read: Reader,
+    drawn: Weights | None = None,
 ) -> list[tuple[Batch, tuple[Tensor, ...]]]:
     r"""Predicts batches through the model linearised at the mean, :math:`f(x) + J(x)(W - M)`.
 
@@ -58,22 +59,20 @@ def linearised_batches(
         num_draws: The number of draws, for the predictives that draw.
         seed: The seed; the draws of an item depend on its place in the data, and not on its batch.
         predictive: One of `PREDICTIVES` but `"network"`. `"joint"` draws all scores of an item together,
-            `"independent"` each by itself; `"probit"` and `"bridge"` are closed forms, one draw; `"weights"` draws
-            the factors.
+            `"independent"` each by itself; `"probit"` and `"bridge"` are closed forms, one draw; `"weights"` takes
+            the factors of `drawn`.
         read: What to keep.
+        drawn: Draws of the factors, for `"weights"`. Shapes `(S, L, d_o, d_i)`.
 
     Raises:
         ValueError: If there is no batch, or the predictive does not fit the likelihood.
     """
     pairs, first = [], 0
-    steps = [
-        _step(gaussians, weights, seed, draw) for draw in range(num_draws if predictive == "weights" else 0)
-    ]
     for batch in batches:
         kept = record(model, weights, to_device(batch, model.adapter.device))
         mean = kept.scores.detach()
-        if predictive == "weights":
-            scores = mean + _moved(model, gaussians, kept, steps)
+        if drawn is not None:
+            scores = mean + _moved(model, gaussians, kept, weights, drawn)
         else:
             second = covariances(model, [gaussians], kept)[0]
             if predictive in CLOSED:
@@ -232,19 +231,16 @@ def _check_classes(model: BayesianLora, predictive: str, mean: Tensor, batch: Ba
         raise ValueError(f"predictive={predictive!r} is about classes: predict numbers with 'joint'.")
 
 
-def _moved(model: BayesianLora, gaussians: Gaussians, kept: Record, steps: Sequence[Weights]) -> Tensor:
+def _moved(
+    model: BayesianLora, gaussians: Gaussians, kept: Record, weights: Weights, drawn: Weights
+) -> Tensor:
     """What draws of the factors add to the scores, to first order. Shape `(S, items, C)`."""
-    total = kept.scores.new_zeros(len(steps), *kept.scores.shape).detach()
+    num_draws = len(next(iter(drawn.values())))
+    total = kept.scores.new_zeros(num_draws, *kept.scores.shape).detach()
     for name, place, derivative in derivatives(model, gaussians, kept):
-        step = torch.stack([each[name][place] for each in steps])
+        step = drawn[name][:, place] - weights[name][place]
         total = total + torch.einsum("ncij,sij->snc", derivative, step)
     return total
-
-
-def _step(gaussians: Gaussians, weights: Weights, seed: int, draw: int) -> dict[str, Tensor]:
-    """How far a draw lies from the mean, by stack name."""
-    with local_rng(seed, "draw", draw):
-        return {name: q.sample() - weights[name] for name, q in gaussians.items()}
 
 
 def draws_of(covariance: Tensor, num_draws: int, seed: int, first: int, *, joint: bool = True) -> Tensor:
