@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -14,7 +15,12 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 from bayeslora_pyro.adapters.adapter import Adapter
 
-__all__ = ["check_base", "describe_base", "load_base", "unchanged_on_failure"]
+__all__ = ["check_base", "describe_base", "load_base", "unchanged_on_failure", "without_pefts_notes"]
+
+PEFTS_NOTES = (
+    ".is_gradient_checkpointing. is deprecated",  # of peft 0.21 to transformers 5
+    "Already found a .peft_config. attribute",  # which peft 0.17 leaves behind on unloading
+)
 
 SAMPLE = 16
 ROUNDING = 2.0**-8
@@ -29,6 +35,15 @@ CLASSES: dict[str | None, Any] = {
     "FEATURE_EXTRACTION": AutoModel,
 }
 """The class of base model by PEFT's name of the task."""
+
+
+@contextmanager
+def without_pefts_notes() -> Iterator[None]:
+    """Keeps back what PEFT warns of that is no business of the user's."""
+    with warnings.catch_warnings():
+        for message in PEFTS_NOTES:
+            warnings.filterwarnings("ignore", message)
+        yield
 
 
 def describe_base(adapter: Adapter) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+
+from bayeslora_pyro.adapters.bases import without_pefts_notes
 
 __all__ = ["add_lora"]
 
@@ -45,10 +46,7 @@ def add_lora(
     if missing := sorted(set(targets or []) - names):
         raise ValueError(f"target_modules has {missing[0]!r}: the base model has {', '.join(sorted(names))}")
     model: Any = base_model  # PEFT asks for a PreTrainedModel and takes any module
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning
-        )  # peft's own
+    with torch.random.fork_rng(), without_pefts_notes():
         torch.manual_seed(seed)
         try:
             return cast(PeftModel, get_peft_model(model, config))

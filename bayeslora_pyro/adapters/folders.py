@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -14,18 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bayeslora_pyro.adapters.adapter import Adapter
-from bayeslora_pyro.adapters.bases import check_base, load_base
+from bayeslora_pyro.adapters.bases import check_base, load_base, without_pefts_notes
 from bayeslora_pyro.types import Weights
 
 __all__ = ["PEFT_CONFIG", "PEFT_TENSORS", "adapter_state", "load_peft_model", "write_folder"]
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_TENSORS = "adapter_model.safetensors"
-
-PEFTS_NOTES = (
-    ".is_gradient_checkpointing. is deprecated",  # of peft 0.21 to transformers 5
-    "Already found a .peft_config. attribute",  # which peft 0.17 leaves behind on unloading
-)
 
 
 def adapter_state(
@@ -94,9 +88,7 @@ def load_peft_model(
         ) from error
     base = load_base(config, description["settings"]) if base_model is None else base_model
     check_base(base, description)
-    with warnings.catch_warnings():
-        for message in PEFTS_NOTES:
-            warnings.filterwarnings("ignore", message)
+    with without_pefts_notes():
         return cast(
             nn.Module,
             PeftModel.from_pretrained(base, str(folder), adapter_name=adapter_name, is_trainable=True),
