@@ -1,14 +1,11 @@
 """Gaussian linear regression through one factor, where the evidence and the posterior are known."""
 
-from types import SimpleNamespace
-
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from pyro.infer import MCMC, NUTS
-from torch import nn
 from torch.distributions import MultivariateNormal
 
 from bayeslora_pyro.distributions import InducedNormal
@@ -18,6 +15,7 @@ from bayeslora_pyro.models import BayesianLora, InducingPrior, Regression
 
 from .dense import dense_side
 from .exact import rand
+from .linear import LinearLanguageModel
 from .noise import affine, drawn_from, expectation
 
 SCALE, NOISE = 0.8, 0.5  # of the weights and of the observations
@@ -109,24 +107,13 @@ class TestFullCovariance:
         torch.testing.assert_close(slopes[-1], torch.tensor(2.0).double(), rtol=0, atol=0.01)
 
 
-class LinearLanguageModel(nn.Module):
-    """One linear map that is zero, so that the LoRA factor A is the whole regression."""
-
-    def __init__(self, features):
-        super().__init__()
-        self.layer = nn.Linear(features, 1, bias=False)
-
-    def forward(self, input_ids):
-        return SimpleNamespace(logits=self.layer(input_ids))
-
-
 def regression(nugget, rows=1, orthogonal=True, seed=0):
     """The model of the library with B fixed at one, data, and the exact posterior of A where inputs are orthogonal."""
     inputs = rand(8, 3, seed=10 + seed)
     if orthogonal:
         inputs = torch.linalg.qr(inputs)[0] * torch.tensor([1.0, 1.5, 2.0])
     batch = {
-        "input_ids": inputs,
+        "inputs_embeds": inputs,
         "labels": inputs @ rand(3, seed=20 + seed) + NOISE * rand(8, seed=30 + seed),
     }
     with torch.random.fork_rng():
@@ -147,18 +134,18 @@ def regression(nugget, rows=1, orthogonal=True, seed=0):
 
 def exact_posterior(batch):
     """Mean and standard deviations of A, for orthogonal inputs."""
-    information = batch["input_ids"].square().sum(0) / NOISE**2
+    information = batch["inputs_embeds"].square().sum(0) / NOISE**2
     variance = 1 / (SCALE**-2 + information)
-    return variance * (batch["labels"] @ batch["input_ids"]) / NOISE**2, variance.sqrt()
+    return variance * (batch["labels"] @ batch["inputs_embeds"]) / NOISE**2, variance.sqrt()
 
 
 def best_mean_field(model, batch, nugget):
     """The guide whose entries are those of the best one, which is diagonal for orthogonal inputs."""
     guide = MeanFieldGuide(model, noise_scale=1 - 1e-12)
     lift = SCALE / (1 + nugget**2)
-    variance = 1 / (1 + lift**2 * batch["input_ids"].square().sum(0) / NOISE**2)
+    variance = 1 / (1 + lift**2 * batch["inputs_embeds"].square().sum(0) / NOISE**2)
     with torch.no_grad():
-        guide.A_1x3.loc.copy_(variance * lift * (batch["labels"] @ batch["input_ids"]) / NOISE**2)
+        guide.A_1x3.loc.copy_(variance * lift * (batch["labels"] @ batch["inputs_embeds"]) / NOISE**2)
         guide.A_1x3.log_scale.copy_(variance.sqrt().log())
     return guide
 
@@ -168,7 +155,7 @@ def exact_elbo(model, guide, batch):
 
 
 def check_bound(model, guide, batch):
-    gap = log_evidence(batch["input_ids"], batch["labels"][:, None]) - exact_elbo(model, guide, batch)
+    gap = log_evidence(batch["inputs_embeds"], batch["labels"][:, None]) - exact_elbo(model, guide, batch)
     assert gap >= 0
     return gap
 
