@@ -181,13 +181,13 @@ def regression(case):
             parameter.fill_(1.0 if "lora_B" in name else 0.0)
     prior = {"A": GaussianPrior(SCALE), "B": "point"}
     model = BayesianLora(peft_model, prior, Regression(scale=NOISE), num_data=8).double()
-    return model, {"input_ids": inputs, "labels": targets}
+    return model, {"inputs_embeds": inputs, "labels": targets}
 
 
 def truth(case):
     """The log evidence, and the moments of the posterior of A."""
     rank, (_, batch) = CASES[case][0], regression(case)
-    inputs, targets = batch["input_ids"], batch["labels"]
+    inputs, targets = batch["inputs_embeds"], batch["labels"]
     design = torch.kron(torch.ones(1, rank).double(), inputs)
     noise = NOISE**2 * torch.eye(8, dtype=torch.float64)
     evidence = MultivariateNormal(torch.zeros(8).double(), SCALE**2 * design @ design.T + noise)
