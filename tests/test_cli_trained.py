@@ -31,7 +31,7 @@ from .tiny import tiny_batch, tiny_bert
 
 __all__ = ["bert", "fitted", "llama"]
 
-TRAIN = ["--num-steps", 40, "--batch-size", 8, "--learning-rate", 1e-2, "--r", 2, "--lora-alpha", 6]
+TRAIN = ["--num-steps", 25, "--batch-size", 8, "--learning-rate", 1e-2, "--r", 2, "--lora-alpha", 6]
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ MISTAKES = {
     "deeper base model": (f"{AFTER} deeper", ["--adapter deeper", "another base model", "in it alone"]),
     "other modules": (
         f"{AFTER} unknown-modules",
-        ["--adapter unknown-modules", "c_attn"],
+        ["--adapter unknown-modules", "another base model", "c_attn"],
     ),
     "lost tensor": (f"{AFTER} lost", ["--adapter lost", "missing in it", "another base model"]),
     "wider base model": (f"{AFTER} wider", ["--adapter wider", "lora_A", "2 x 8", "2 x 16"]),

@@ -45,16 +45,27 @@ def load_lora(base_model: nn.Module, folder: Path, *, task_type: str) -> PeftMod
     _check_config(config, task_type)
     tensors = _read(folder / PEFT_TENSORS)
     config.inference_mode = False  # or the head would be no parameter of a model
-    base: Any = base_model  # PEFT asks for a PreTrainedModel and takes any module
     with unchanged_on_failure(base_model), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the base model goes by another name here
-        model = cast(PeftModel, get_peft_model(base, config))
+        model = _with_layers(base_model, config)
         Adapter(model)  # complains of layers that are no plain LoRA
         _check_shapes(
             _shapes(tensors), _shapes(get_peft_model_state_dict(model, save_embedding_layers=False))
         )
         set_peft_model_state_dict(model, tensors)
     return model
+
+
+def _with_layers(base_model: Any, config: PeftConfig) -> PeftModel:
+    """Puts fresh LoRA layers into a base model."""
+    try:
+        return cast(PeftModel, get_peft_model(base_model, config))
+    except ValueError as error:
+        wanted: Any = getattr(config, "target_modules", None)
+        names = wanted if isinstance(wanted, str) else ", ".join(sorted(wanted or ()))
+        raise ValueError(
+            f"It is of another base model, one with linear modules {names}: give that one."
+        ) from error
 
 
 def _check_config(config: PeftConfig, task_type: str) -> None:
