@@ -129,9 +129,9 @@ class Protocol:
     @classmethod
     def of(cls, record: dict[str, Any]) -> Protocol:
         """The protocol of a record."""
-        known = {field.name: record[field.name] for field in fields(cls)}
+        known: dict[str, Any] = {field.name: record[field.name] for field in fields(cls)}
         targets = known["target_modules"]
-        return cls(**known | {"target_modules": None if targets is None else tuple(targets)})
+        return cls(**(known | {"target_modules": None if targets is None else tuple(targets)}))
 
 
 def short_name(model: str) -> str:

@@ -100,7 +100,7 @@ def cost_table(group: Group) -> Table:
     )
     note = (
         "Medians over seeds. Trainable parameters with the head; a step (of all members) over a step of plain PEFT "
-        "LoRA, and the prediction of a batch with so many draws over one plain pass, both side by side in one process; the "
+        "LoRA, and the prediction of a batch with so many draws over one plain pass, side by side in one process; the "
         "peak of memory of the whole process. A fit that another cell had done, or that was resumed, has no time."
     )
     return Table(f"{_title(group)}: costs", note, ("method", *columns), rows)

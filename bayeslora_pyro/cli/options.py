@@ -131,7 +131,8 @@ _METHOD = _group(
         text(),
         "bayesian-lora, bayesian-lora-mf (mean field), bayesian-lora-mn (matrix normal), bayesian-lora-spline, map, "
         "blob, balora, rank-space, lora, ensemble (of LoRA fits), checkpoint-ensemble (of points of one fit), "
-        "mc-dropout, tfb (noise for a trained LoRA), laplace-lora or laplace-lora-last-layer (the curvature at a trained LoRA)",
+        "mc-dropout, tfb (noise for a trained LoRA), laplace-lora or laplace-lora-last-layer (the curvature at a "
+        "trained LoRA)",
         "bayesian-lora",
     ),
     ("num_chains", whole(1), "how many independent fits predict together (default: the method's own)"),
@@ -260,6 +261,19 @@ COMMANDS: dict[str, Command] = {
         True,
         "bayeslora report runs/sentiment-bayesian-lora --shift tweets",
     ),
+    "draws": Command(
+        "write draws from a fit as ordinary PEFT folders",
+        (
+            Option(
+                "num", whole(1), "the number of draws (default: 16, of an ensemble as many of each member)"
+            ),
+            _DRAW_SEED,
+            _DEVICE,
+            Option("output", text("DIR"), "the folder to write (default: draws in the folder of the run)"),
+        ),
+        True,
+        "bayeslora draws runs/sentiment-bayesian-lora --num 8 --output draws",
+    ),
     "bench": Command(
         "fit and score every method on the same data, and report it",
         (
@@ -293,19 +307,6 @@ COMMANDS: dict[str, Command] = {
         True,
         "bayeslora bench report runs/bench-cpu --num-draws 16",
         "a benchmark",
-    ),
-    "draws": Command(
-        "write draws from a fit as ordinary PEFT folders",
-        (
-            Option(
-                "num", whole(1), "the number of draws (default: 16, of an ensemble as many of each member)"
-            ),
-            _DRAW_SEED,
-            _DEVICE,
-            Option("output", text("DIR"), "the folder to write (default: draws in the folder of the run)"),
-        ),
-        True,
-        "bayeslora draws runs/sentiment-bayesian-lora --num 8 --output draws",
     ),
 }
 """The commands by name."""
