@@ -130,8 +130,9 @@ class Protocol:
     def of(cls, record: dict[str, Any]) -> Protocol:
         """The protocol of a record."""
         known: dict[str, Any] = {field.name: record[field.name] for field in fields(cls)}
-        targets = known["target_modules"]
-        return cls(**(known | {"target_modules": None if targets is None else tuple(targets)}))
+        if known["target_modules"] is not None:
+            known["target_modules"] = tuple(known["target_modules"])
+        return cls(**known)
 
 
 def short_name(model: str) -> str:
