@@ -1,5 +1,6 @@
 """The benchmark from end to end on tiny base models: fits, kills, and the same numbers afterwards."""
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -152,6 +153,22 @@ class TestChoices:
             cell = Cell(task, str(llama), "base", 16, 0)
             tokens = fitting._label_tokens(cell, job.protocol.changed(blob_compat=compat), sets, None)
             assert len(tokens) == count
+
+
+def test_a_quantised_base_model_is_asked_for(llama, data_dir, tmp_path, monkeypatch) -> None:
+    asked: dict[str, object] = {}
+    real = fitting.load_base_model
+
+    def load_base_model(name, *, quantization, **options):
+        asked.update(name=name, quantization=quantization)
+        return real(name, **options)
+
+    monkeypatch.setattr(fitting, "load_base_model", load_base_model)
+    job = choice_job(llama, "base", tier="gpu")
+    cell = dataclasses.replace(job.cell, model=f"{llama}@4bit")
+    stored = done(Job(cell, job.protocol), tmp_path, data_dir)
+    assert asked == {"name": str(llama), "quantization": "4bit"}
+    assert stored.cell.name == "openbookqa_tiny-llama-4bit_16_base_seed0"
 
 
 def test_the_command_does_what_is_left_and_reports_it(bert, tmp_path, capsys) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bayeslora_pyro.bench import contenders, storing
+from bayeslora_pyro.bench.cells import FASTER
 from bayeslora_pyro.bench.engines import run_processes, run_ray
 from bayeslora_pyro.bench.running import OtherCell, left_to_do, run_jobs, with_dtype
 from bayeslora_pyro.bench.storing import DamagedCell, read_cell, read_cells
@@ -125,7 +126,7 @@ def test_a_check_of_the_protocol_alone_would_miss_it(tmp_path, monkeypatch):
 
 
 def test_a_dtype_left_open_is_that_of_the_folder(tmp_path, monkeypatch):
-    open_job = Job(cell_of(), dataclasses.replace(PROTOCOL, dtype=None))
+    open_job = Job(cell_of(), PROTOCOL.changed(dtype=FASTER))
     monkeypatch.setattr("bayeslora_pyro.bench.running.faster_dtype", lambda: torch.bfloat16)
     assert with_dtype([open_job], tmp_path)[0].protocol.dtype == "bfloat16"
     write_made_up(tmp_path, cell_of("blob"))

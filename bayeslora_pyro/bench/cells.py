@@ -7,10 +7,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["NUM_DRAWS", "Cell", "Protocol", "Size", "short_name"]
+__all__ = ["FASTER", "NUM_DRAWS", "Cell", "Protocol", "Size", "short_name"]
 
 NUM_DRAWS = (1, 4, 10, 16)
 """With how many draws every sampling method predicts: the first ones of one set, which is that of the last number."""
+
+FASTER = "faster"
+"""The dtype of a base model in which this processor is faster; a run settles which that is."""
 
 Size: TypeAlias = int | Literal["all"]
 """A number of training items, or all that are left."""
@@ -71,7 +74,7 @@ class Protocol:
         lora_alpha: The scaling of LoRA is `lora_alpha / r`.
         target_modules: What LoRA adapts; None for what is usual for the base model.
         max_length: The longest text in tokens.
-        dtype: Of the base model; None for the checkpoint's own.
+        dtype: Of the base model, a name or :data:`FASTER`; None for the checkpoint's own.
         attention: How `transformers` computes attention; None for its own choice.
         scoring: How choices are told apart: by the log-likelihood of the `"options"`, or by `"letters"`.
         rate_scale: What the step sizes of every method are multiplied with.
@@ -137,4 +140,5 @@ class Protocol:
 
 def short_name(model: str) -> str:
     """The name of a base model without the folder that it lies in."""
-    return Path(model).resolve().name if Path(model).is_dir() else model
+    folder = Path(_BITS.sub("", model))
+    return folder.resolve().name + model.removeprefix(str(folder)) if folder.is_dir() else model

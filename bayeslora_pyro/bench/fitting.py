@@ -98,14 +98,15 @@ def prepare(cell: Cell, protocol: Protocol, sets: Sets) -> Ground:
     kind = TASKS[cell.task].kind
     dtype = None if protocol.dtype is None else getattr(torch, protocol.dtype)
     is_choice = kind == "choice"
+    quantized: dict[str, Any] = {} if cell.bits is None else {"quantization": f"{cell.bits}bit"}
     base_model, tokenizer = load_base_model(
         cell.base_model,
         task_type="choice" if is_choice else "classification",
         num_labels=None if is_choice else sets.num_outcomes,
         dtype=dtype,
         attention=protocol.attention,
-        bits=cell.bits,
         seed=cell.seed,
+        **quantized,
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if cell.bits is None:

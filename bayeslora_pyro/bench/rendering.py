@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from bayeslora_pyro.bench.cells import short_name
 from bayeslora_pyro.bench.lines import METRICS
 from bayeslora_pyro.bench.storing import StoredCell
 from bayeslora_pyro.bench.tables import Table, Text
@@ -99,7 +100,7 @@ def to_csv(cells: Sequence[StoredCell]) -> str:
     for stored in cells:
         shared = {
             "task": stored.cell.task,
-            "model": stored.cell.name.split("_")[1],
+            "model": short_name(stored.cell.model),
             "size": stored.cell.size,
             "method": stored.cell.method,
             "seed": stored.cell.seed,

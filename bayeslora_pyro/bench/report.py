@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from bayeslora_pyro.bench.cells import Size
 from bayeslora_pyro.bench.figures import draw_figures
 from bayeslora_pyro.bench.lines import HEADLINE_DRAWS, Group, groups_of
 from bayeslora_pyro.bench.published import PUBLISHED_FIGURES
 from bayeslora_pyro.bench.rendering import to_csv, to_latex, to_markdown
 from bayeslora_pyro.bench.storing import StoredCell, read_cells
-from bayeslora_pyro.bench.tables import Table, cost_table, difference_table, main_table, published_table
+from bayeslora_pyro.bench.tables import (
+    Table,
+    cost_table,
+    difference_table,
+    main_table,
+    mean_table,
+    published_table,
+)
 from bayeslora_pyro.replacing import new_folder
 
 __all__ = ["REPORT", "write_report"]
@@ -33,7 +41,7 @@ def write_report(output: Path, *, num_draws: int = HEADLINE_DRAWS) -> Path:
     """
     cells = read_cells(output)
     groups = groups_of(cells)
-    tables = [table for group in groups for table in _tables(group, num_draws)]
+    tables = [*_means(groups, num_draws), *(table for group in groups for table in _tables(group, num_draws))]
     tables.append(published_table(PUBLISHED_FIGURES))
     folder = output / REPORT
     with new_folder(folder, MARKDOWN, "*") as target:
@@ -44,6 +52,17 @@ def write_report(output: Path, *, num_draws: int = HEADLINE_DRAWS) -> Path:
         (target / "tables.tex").write_text(to_latex(tables), encoding="utf-8")
         (target / "figures.csv").write_text(to_csv(cells), encoding="utf-8")
     return folder
+
+
+def _means(groups: Sequence[Group], num_draws: int) -> list[Table]:
+    """The means over the tasks of each base model, and over all tasks, for each size of the training set."""
+    found: dict[tuple[Size, str], list[Group]] = {}
+    for group in groups:
+        for scope in dict.fromkeys((group.model, "")):
+            found.setdefault((group.size, scope), []).append(group)
+    several = {size for size, _ in found if len({group.model for group in groups if group.size == size}) > 1}
+    wanted = [own for (size, scope), own in found.items() if scope or size in several]
+    return [table for own in wanted if (table := mean_table(own, num_draws)) is not None]
 
 
 def _tables(group: Group, num_draws: int) -> list[Table]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bayeslora_pyro.bench.cells import FASTER
 from bayeslora_pyro.bench.contenders import describe
 from bayeslora_pyro.bench.engines import ENGINES, Outcome
 from bayeslora_pyro.bench.storing import CELLS, DamagedCell, StoredCell, read_cell
 from bayeslora_pyro.bench.tiers import Job
-from bayeslora_pyro.bench.working import FITS, Task, do
+from bayeslora_pyro.bench.working import FITS, Task, do, fit_name
 from bayeslora_pyro.tasks import faster_dtype
 
 __all__ = ["OtherCell", "left_to_do", "run_jobs", "with_dtype"]
@@ -24,13 +25,13 @@ class OtherCell(ValueError):
 
 
 def with_dtype(jobs: Sequence[Job], output: Path) -> list[Job]:
-    """Gives the jobs that leave it open the dtype of the packaged base models: that of the folder, or the faster one.
+    """Settles which dtype the faster one is: that of the cells that are there already, or the one that is so now.
 
     Args:
         jobs: The jobs.
         output: The folder of the benchmark.
     """
-    wanted = [job for job in jobs if job.protocol.dtype is None and _is_open(job)]
+    wanted = [job for job in jobs if job.protocol.dtype == FASTER]
     if not wanted:
         return list(jobs)
     known = (_known(output, job) for job in wanted)
@@ -100,13 +101,17 @@ def run_jobs(
         if outcome.error is not None:
             failed.append(outcome)
     if not failed:
-        shutil.rmtree(output / FITS, ignore_errors=True)  # nothing is left that might share or resume them
+        _remove_fits(jobs, output)
     return failed
 
 
-def _is_open(job: Job) -> bool:
-    """Whether the base model is one whose dtype nothing else settles."""
-    return job.cell.bits is None and job.protocol.attention == "eager"
+def _remove_fits(jobs: Sequence[Job], output: Path) -> None:
+    """Removes the fits of jobs that are all done, and no others: another run may be at work in the same folder."""
+    for job in jobs:
+        for path in (output / FITS).glob(f"{fit_name(job)}*"):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):
+        (output / FITS).rmdir()
 
 
 def _known(output: Path, job: Job) -> StoredCell | None:

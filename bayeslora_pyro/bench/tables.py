@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bayeslora_pyro.bench.cells import short_name
 from bayeslora_pyro.bench.data import TEST
 from bayeslora_pyro.bench.lines import HEADLINE_DRAWS, LOWER, Group, Line, headlines, lines_of
 from bayeslora_pyro.bench.paired import differences
 
-__all__ = ["Table", "Text", "cost_table", "difference_table", "main_table", "published_table"]
+__all__ = ["Table", "Text", "cost_table", "difference_table", "main_table", "mean_table", "published_table"]
 
 HEADS = {
     "accuracy": "acc.",
@@ -20,6 +22,9 @@ HEADS = {
     "auroc_entropy": "AUROC H",
     "auroc_information": "AUROC MI",
 }
+
+SUMMED = ("accuracy", "nll", "ece", "brier", "aurc")
+"""The figures that are averaged over tasks."""
 
 NOTE = (
     "Mean ± standard deviation over seeds; in bold the best single model without further labels. † with a temperature "
@@ -79,6 +84,47 @@ def main_table(group: Group, name: str, num_draws: int = HEADLINE_DRAWS) -> Tabl
         ("method", "seeds", *(HEADS[metric] for metric in shown)),
         tuple(rows),
     )
+
+
+def mean_table(groups: Sequence[Group], num_draws: int = HEADLINE_DRAWS) -> Table | None:
+    """The figures of the test sets, averaged over tasks, of the methods that all of them have; None for one task.
+
+    Args:
+        groups: The cells of each task, with one size of the training set.
+        num_draws: The number of draws of all methods that draw.
+    """
+    if len(groups) < 2:
+        return None
+    by_task = [{line.label: line for line in headlines(lines_of(group, TEST), num_draws)} for group in groups]
+    labels = [label for label in by_task[0] if all(label in lines for lines in by_task)]
+    means = {
+        label: {metric: _mean(metric, [lines[label] for lines in by_task]) for metric in SUMMED}
+        for label in labels
+    }
+    plain = [means[label] for label in labels if not by_task[0][label].mark]
+    best = {
+        metric: (min if metric in LOWER else max)((row[metric] for row in plain), default=None)
+        for metric in SUMMED
+    }
+    rows = tuple(
+        (
+            Text(label + by_task[0][label].mark),
+            *(
+                Text(
+                    _short(means[label][metric]),
+                    not by_task[0][label].mark and _alike(means[label][metric], best[metric]),
+                )
+                for metric in SUMMED
+            ),
+        )
+        for label in labels
+    )
+    tasks = ", ".join(f"{group.task} on {short_name(group.model)}" for group in groups)
+    note = f"The mean over {tasks} of the means over seeds, for methods that all of them have. {NOTE}"
+    size = "all" if groups[0].size == "all" else f"{groups[0].size:,}"
+    compat = " (blob_compat)" if any(group.blob_compat for group in groups) else ""
+    heads = ("method", *(HEADS[metric] for metric in SUMMED))
+    return Table(f"Mean over tasks, {size} training items, test sets{compat}", note, heads, rows)
 
 
 def cost_table(group: Group) -> Table:
@@ -157,13 +203,22 @@ def _best(lines: Sequence[Line], metric: str) -> float | None:
 def _is_best(line: Line, metric: str, best: float | None) -> bool:
     """Whether a line is the best, as far as is shown of it."""
     mean = line.mean(metric)
-    return not line.mark and None not in (mean, best) and _short(mean or 0.0) == _short(best or 0.0)
+    return not line.mark and mean is not None and _alike(mean, best)
+
+
+def _alike(value: float, best: float | None) -> bool:
+    return best is not None and _short(value) == _short(best)
 
 
 def _title(group: Group) -> str:
     size = "all" if group.size == "all" else f"{group.size:,}"
-    model = group.cells[0].cell.name.split("_")[1]
-    return f"{group.task} on {model}, {size} training items" + (" (blob_compat)" if group.blob_compat else "")
+    return f"{group.task} on {short_name(group.model)}, {size} training items" + (
+        " (blob_compat)" if group.blob_compat else ""
+    )
+
+
+def _mean(metric: str, lines: Sequence[Line]) -> float:
+    return statistics.fmean(line.mean(metric) or 0.0 for line in lines)
 
 
 def _set_title(group: Group, name: str) -> str:

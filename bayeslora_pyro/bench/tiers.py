@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from bayeslora_pyro.bench.cells import Cell, Protocol, Size
+from bayeslora_pyro.bench.cells import FASTER, Cell, Protocol, Size
 from bayeslora_pyro.methods import METHODS
 from bayeslora_pyro.tasks import TASKS
 
@@ -64,8 +64,9 @@ class Grid:
 
 ALL = (BASE, *METHODS)
 
-MINILM = Protocol()
+MINILM = Protocol(dtype=FASTER)
 SMOLLM2 = Protocol(
+    dtype=FASTER,
     num_steps=300,
     batch_size=8,
     evaluation_batch_size=8,

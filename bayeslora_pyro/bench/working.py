@@ -22,7 +22,7 @@ from bayeslora_pyro.bench.setting import setting
 from bayeslora_pyro.bench.storing import CELLS, write_cell
 from bayeslora_pyro.bench.tiers import Job
 
-__all__ = ["FITS", "Task", "do"]
+__all__ = ["FITS", "Task", "do", "fit_name"]
 
 FITS = "fits"
 """The folder of unfinished fits, and of those that several methods share, within that of the benchmark."""
@@ -53,7 +53,7 @@ def do(task: Task) -> dict[str, Any]:
     started = time.perf_counter()
     sets = load_sets(cell, protocol, task.data_dir)
     ground = prepare(cell, protocol, sets)
-    fitted = fit_cell(ground, task.output / FITS / f"{_digest(fit_key(cell, protocol))}.safetensors")
+    fitted = fit_cell(ground, task.output / FITS / fit_name(task.job))
     predicting = time.perf_counter()
     raw = predict_sets(ground, fitted)
     predicted = time.perf_counter()
@@ -81,5 +81,7 @@ def do(task: Task) -> dict[str, Any]:
     return {**plain[-1], "seconds": seconds}
 
 
-def _digest(key: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+def fit_name(job: Job) -> str:
+    """The name of the checkpoint of a fit, the same for all cells whose fits are the same numbers."""
+    key = json.dumps(fit_key(job.cell, job.protocol), sort_keys=True)
+    return f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"

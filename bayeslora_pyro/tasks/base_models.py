@@ -21,7 +21,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -64,7 +63,6 @@ def load_base_model(
     num_labels: int | None = None,
     dtype: torch.dtype | None = None,
     attention: str | None = None,
-    bits: int | None = None,
     seed: int = 0,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a base model and its tokenizer.
@@ -76,8 +74,6 @@ def load_base_model(
         num_labels: The number of classes (classification) or of outputs (regression, 1 if None).
         dtype: The dtype of the parameters; None for float32 (packaged) or the checkpoint's own.
         attention: How `transformers` is to compute attention, such as ``"eager"``; None for its own choice.
-        bits: 8 or 4 to quantise the frozen weights, which needs the extra `quantised`; None for the weights as they
-            are.
         seed: Initialises what the checkpoint lacks, such as a fresh head. No global random state changes.
 
     Returns:
@@ -101,8 +97,6 @@ def load_base_model(
     options["dtype"] = dtype or (torch.float32 if packaged else "auto")
     if attention is not None:
         options["attn_implementation"] = attention
-    if bits is not None:
-        options |= _quantised(bits)
     try:
         with _quiet(bars=not Path(place).is_dir()), _seeded(seed):
             tokenizer = AutoTokenizer.from_pretrained(place)
@@ -139,26 +133,6 @@ def _head_options(task_type: TaskType, num_labels: int | None) -> dict[str, Any]
     if num_labels is None or num_labels < 2:
         raise ValueError(f"num_labels={num_labels} is no number of classes: use 2 or more")
     return {"num_labels": num_labels, "problem_type": "single_label_classification"}
-
-
-def _quantised(bits: int) -> dict[str, Any]:
-    """Return what makes transformers quantise a base model, on the GPU if there is one."""
-    if bits not in (4, 8):
-        raise ValueError(f"bits={bits} is no way to quantise: use 8 or 4")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ImportError(
-            f"bits={bits} needs the package bitsandbytes: pip install 'bayeslora-pyro[quantised]'"
-        )
-    config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-        load_in_8bit=bits == 8,
-        load_in_4bit=bits == 4,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-    return {
-        "quantization_config": config,
-        "device_map": {"": "cuda:0" if torch.cuda.is_available() else "cpu"},
-    }
 
 
 @contextlib.contextmanager
