@@ -111,9 +111,11 @@ def _reliability(group: Group, num_draws: int) -> Figure | None:
 
 
 def _accuracy_ece(group: Group, num_draws: int) -> Figure | None:
-    """Each method as a point, with bars of one standard deviation over seeds."""
-    lines = list(headlines(lines_of(group, TEST), num_draws))
-    figure, axes = _figure(group, "accuracy against calibration, test set", width=8.2)
+    """Each method as a point, open with a temperature, with bars of one standard deviation over seeds."""
+    lines = [line for line in headlines(lines_of(group, TEST), num_draws) if line.variant in (PLAIN, SCALED)]
+    figure, axes = _figure(
+        group, "accuracy against calibration, test set (open: with a temperature)", width=8.2
+    )
     for line in lines:
         is_scaled = line.variant == SCALED
         axes.errorbar(
@@ -128,7 +130,7 @@ def _accuracy_ece(group: Group, num_draws: int) -> Figure | None:
             linestyle="none",
             linewidth=0.8,
             alpha=0.9,
-            label=line.label + line.mark,
+            label=None if is_scaled else line.label + line.mark,
         )
     axes.set_xlabel("ECE (15 bins; less is better)")
     axes.set_ylabel("accuracy")
