@@ -13,7 +13,7 @@ from bayeslora_pyro.bench.lines import groups_of, headlines, lines_of
 from bayeslora_pyro.bench.paired import differences, interval_of_mean, item_scores
 from bayeslora_pyro.bench.report import write_report
 from bayeslora_pyro.bench.storing import read_cells
-from bayeslora_pyro.bench.tables import cost_table, main_table
+from bayeslora_pyro.bench.tables import cost_table, main_table, mean_table
 
 from .bench_cells import PROTOCOL, cell_of, raw_of, write_made_up
 
@@ -186,3 +186,18 @@ def test_published_quirks_are_named_in_every_output(tmp_path):
         "figures.csv": "True",
     }.items():
         assert word in (folder / name).read_text(encoding="utf-8")
+
+
+def test_means_over_tasks_are_of_the_methods_that_all_have(tmp_path):
+    for task, methods in {"sentiment": ("lora", "blob", "map"), "questions": ("lora", "blob")}.items():
+        for method in methods:
+            write_made_up(tmp_path, cell_of(method, seed=len(task), task=task))
+    groups = groups_of(read_cells(tmp_path))
+    table = mean_table(groups)
+    rows = {row[0].text: [each.text for each in row[1:]] for row in table.rows}
+    assert list(rows) == ["lora", "blob", "lora + temperature†", "blob + temperature†"]
+    own = [raw_of(seed=40 + len(task))["test"] for task in ("sentiment", "questions")]
+    nll = sum(metrics.nll(raw.log_probs[:10], raw.labels) for raw in own) / 2
+    assert float(rows["blob"][1]) == pytest.approx(nll, abs=6e-4)
+    assert mean_table(groups[:1]) is None
+    assert "Mean over tasks" in (write_report(tmp_path) / "tables.md").read_text(encoding="utf-8")
