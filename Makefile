@@ -12,13 +12,17 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help python demo test test-floor coverage lint format clean distclean
+.PHONY: help python demo smoke test test-floor coverage lint format clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 demo: $(VENV)/.demo ## fit, evaluate and show the demo (SEEDS=3 for the README's figures), into runs/demo
 	$(BIN)/python examples/demo.py --seeds $(SEEDS)
+
+smoke: $(VENV)/.dev ## run every method of the benchmark at its smallest, into runs/bench-smoke
+	rm -rf runs/bench-smoke
+	$(BIN)/bayeslora bench --tier smoke --output runs/bench-smoke
 
 test: $(VENV)/.dev ## run the tests on the versions of constraints.txt
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)

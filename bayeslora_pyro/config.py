@@ -22,6 +22,7 @@ class FitConfig:
         flow_learning_rate: The step size for the parameters of flows; their networks have many that move one output.
         head_learning_rate: The step size for trainable parameters outside LoRA, such as a fresh head; 0 keeps them.
         weight_decay: The decoupled weight decay of AdamW; a prior makes it needless.
+        warmup: The share of the steps over which the step sizes grow from zero, before they go on.
         schedule: How both step sizes go on: `"constant"`, or down to zero as `"linear"` or `"cosine"`.
         kl_weight: The weight of the divergences; 1 is the ELBO, anything else is called tempered.
         kl_warmup: The share of the steps over which the weight grows from zero.
@@ -45,6 +46,7 @@ class FitConfig:
     flow_learning_rate: float = 5e-5
     head_learning_rate: float = 1e-3
     weight_decay: float = 0.0
+    warmup: float = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     kl_weight: float = 0.05
     kl_warmup: float = 0.3
@@ -96,6 +98,10 @@ class FitConfig:
             raise ValueError(
                 f"kl_warmup should be a share of the steps between 0 and 1, and is {self.kl_warmup}."
             )
+        if not 0 <= self.warmup < 1:
+            raise ValueError(
+                f"warmup should be a share of the steps, at least 0 and below 1, and is {self.warmup}."
+            )
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(
                 f"max_grad_norm should be positive, or None for no clipping; it is {self.max_grad_norm}."
@@ -142,7 +148,10 @@ class FitConfig:
 
     def learning_rate_factor_at(self, step: int) -> float:
         """What the step sizes are multiplied by at a step."""
-        done = step / self.num_steps
+        grown = self.warmup * self.num_steps
+        if step < grown:
+            return (step + 1) / (grown + 1)
+        done = (step - grown) / (self.num_steps - grown)
         if self.schedule == "linear":
             return 1 - done
         return (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1.0

@@ -294,7 +294,7 @@ def test_documented_commands_are_understood(tmp_path: Path, monkeypatch) -> None
     lines = re.findall(r"^bayeslora (.*)$", text, re.MULTILINE)
     assert len(lines) > 10
     calls = [parse(line.split()) for line in lines]
-    assert {call.command for call in calls} == {"fit", "evaluate", "report", "draws"}
+    assert {call.command for call in calls} == {"fit", "evaluate", "report", "draws", "bench", "bench report"}
     flags = {option.flag for command in COMMANDS.values() for option in command.options}
     assert set(re.findall(r"--[a-z][a-z.-]+", text)) - flags <= {
         "--help",

@@ -41,6 +41,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "warm-up": ({"kl_warmup": 1.5}, "kl_warmup should be a share of the steps between 0 and 1, and is 1.5"),
     "warm-up-nan": ({"kl_warmup": math.nan}, "kl_warmup should be a share"),
     "norm": ({"max_grad_norm": 0.0}, "max_grad_norm should be positive, or None for no clipping; it is 0.0"),
+    "step-warm-up": (
+        {"warmup": 1.0},
+        "warmup should be a share of the steps, at least 0 and below 1, and is 1.0",
+    ),
     "schedule": ({"schedule": "step"}, "schedule should be 'constant', 'linear' or 'cosine', and is 'step'"),
     "no-snapshots": ({"snapshots": 0}, "snapshots should be a whole number of at least 1, and is 0"),
     "snapshots": ({"num_steps": 9, "snapshots": 5}, "snapshots=5 needs num_steps of at least 10"),
@@ -101,6 +105,14 @@ def test_step_sizes_follow_the_schedule(schedule: Any, factors: list[float]) -> 
     config = FitConfig(num_steps=4, schedule=schedule)
     found = [config.learning_rate_factor_at(step) for step in range(4)]
     assert found == pytest.approx(factors, abs=1e-5)
+
+
+def test_step_sizes_warm_up_and_then_follow_the_schedule() -> None:
+    config = FitConfig(num_steps=10, warmup=0.4, schedule="linear")
+    found = [config.learning_rate_factor_at(step) for step in range(10)]
+    assert found == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+    at_once = config.replace(warmup=0.0, schedule="constant")
+    assert {at_once.learning_rate_factor_at(step) for step in range(10)} == {1.0}
 
 
 @pytest.mark.parametrize("num_steps", [2, 10, 11, 600])

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = make_plan(call)
         # Only now: torch, Pyro and transformers take seconds to import.
         with quiet_libraries(debug):
-            command = importlib.import_module(f"bayeslora_pyro.cli.{call.command}")
+            command = importlib.import_module(f"bayeslora_pyro.cli.{call.command.replace(' ', '_')}")
             command.run(plan)
     except SystemExit as end:  # argparse has shown its help
         return int(end.code or 0)

@@ -7,7 +7,20 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from bayeslora_pyro.cli.values import ValueType, number, number_or, once, one_of, switch, text, texts, whole
+from bayeslora_pyro.cli.values import (
+    ValueType,
+    number,
+    number_or,
+    once,
+    one_number_of,
+    one_of,
+    sizes,
+    switch,
+    text,
+    texts,
+    whole,
+    wholes,
+)
 from bayeslora_pyro.config import PREDICTIVES, FitConfig
 
 __all__ = ["COMMANDS", "FIT_FIELDS", "Command", "Option"]
@@ -44,14 +57,16 @@ class Command:
     Args:
         about: What it does, in a sentence.
         options: Its options.
-        takes_run: Whether its first argument is the folder of a fit.
+        takes_run: Whether its first argument is a folder.
         example: How it may be called.
+        folder: What lies in that folder.
     """
 
     about: str
     options: tuple[Option, ...]
     takes_run: bool
     example: str
+    folder: str = "a fit"
 
 
 def _fit_fields() -> tuple[Option, ...]:
@@ -120,9 +135,10 @@ _METHOD = _group(
     (
         "method",
         text(),
-        "bayesian-lora, bayesian-lora-mf (mean field), bayesian-lora-mn (matrix normal), map, blob, balora, "
-        "rank-space, lora, ensemble (of LoRA fits), checkpoint-ensemble (of points of one fit), mc-dropout, tfb "
-        "(noise for a trained LoRA), laplace-lora or laplace-lora-last-layer (the curvature at a trained LoRA)",
+        "bayesian-lora, bayesian-lora-mf (mean field), bayesian-lora-mn (matrix normal), bayesian-lora-spline, map, "
+        "blob, balora, rank-space, lora, ensemble (of LoRA fits), checkpoint-ensemble (of points of one fit), "
+        "mc-dropout, tfb (noise for a trained LoRA), laplace-lora or laplace-lora-last-layer (the curvature at a "
+        "trained LoRA)",
         "bayesian-lora",
     ),
     ("num_chains", whole(1), "how many independent fits predict together (default: the method's own)"),
@@ -197,6 +213,29 @@ _SHIFTS = _group(
 _DRAW_SEED = Option("seed", whole(0), "the seed of the draws", 0)
 _DEVICE = Option("device", text("DEVICE"), "where to run (default: cuda if there is one, else cpu)")
 
+_CELLS = _group(
+    "cells: what is given takes the place of the tier's own",
+    ("tasks", texts(), "the tasks"),
+    ("models", texts(), "the base models: names or folders, quantised with @8bit or @4bit behind"),
+    ("methods", texts(), "the methods, those of fit; base is the base model as it is"),
+    ("sizes", sizes, "the numbers of training items; all for all that are left"),
+    ("seeds", wholes(0), "the seeds"),
+)
+
+_PROTOCOL = _group(
+    "protocol: what is given takes the place of the tier's own",
+    ("num_steps", whole(1), "the number of optimizer steps"),
+    ("num_tuning", whole(1), "the number of tuning items, the only ones that a temperature sees"),
+    ("num_test", whole(1), "the number of test items at most"),
+    ("num_shift", whole(1), "the number of items of each shift at most (default: 3/5 of the test items)"),
+    (
+        "dtype",
+        one_of("float32", "bfloat16", "float16"),
+        "the precision of the base model (default: the faster)",
+    ),
+    ("blob_compat", switch, "repeat quirks of the published evaluation, which move numbers"),
+)
+
 COMMANDS: dict[str, Command] = {
     "fit": Command(
         "fit a posterior over the LoRA factors of a base model",
@@ -244,6 +283,40 @@ COMMANDS: dict[str, Command] = {
         ),
         True,
         "bayeslora draws runs/sentiment-bayesian-lora --num 8 --output draws",
+    ),
+    "bench": Command(
+        "fit and score every method on the same data, and report it",
+        (
+            Option(
+                "tier", one_of("smoke", "cpu", "gpu"), "which cells there are, and by which protocol", "smoke"
+            ),
+            *_CELLS,
+            *_PROTOCOL,
+            Option(
+                "data_dir", text("DIR"), "a folder with files of the commonsense tasks; the hub otherwise"
+            ),
+            Option("workers", whole(1), "how many cells at a time (default: as many as there are cores)"),
+            Option("engine", one_of("processes", "ray"), "what does the cells", "processes"),
+            Option("list", once, "only list the cells that are left to do", False),
+            Option("overwrite", once, "do cells anew that were done in another way", False),
+            Option("output", text("DIR"), "the folder of the benchmark (default: runs/bench-<tier>)"),
+        ),
+        False,
+        "bayeslora bench --tier cpu --tasks sentiment --methods lora blob --seeds 0 1 2",
+    ),
+    "bench report": Command(
+        "write the tables and figures of a benchmark anew, from its cells alone",
+        (
+            Option(
+                "num_draws",
+                one_number_of(1, 4, 10, 16),
+                "the number of draws of the tables: 1, 4, 10 or 16",
+                10,
+            ),
+        ),
+        True,
+        "bayeslora bench report runs/bench-cpu --num-draws 16",
+        "a benchmark",
     ),
 }
 """The commands by name."""

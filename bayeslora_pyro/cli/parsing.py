@@ -73,7 +73,7 @@ def parse(arguments: Sequence[str]) -> Call:
     Raises:
         CommandError: If they cannot be understood.
     """
-    parser = _build()
+    parser, arguments = _build(), _joined(arguments)
     name = next((each for each in arguments if not each.startswith("-")), None)
     if name is not None and name not in COMMANDS:
         raise CommandError(f"{name!r} is no command: {_nearest(name, list(COMMANDS))}")
@@ -90,8 +90,14 @@ def parse(arguments: Sequence[str]) -> Call:
             given[option.name] = _convert(option, values[option.name], option.flag)
     run = given.pop("run", None) if values.get("run") is None else values["run"]
     if command.takes_run and run is None:
-        raise CommandError(f"DIR is missing: give the folder of a fit, as in {command.example}")
+        raise CommandError(f"DIR is missing: give the folder of {command.folder}, as in {command.example}")
     return Call(known.command, given, Path(run) if command.takes_run else None, known.debug)
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Makes one argument of the two words of a command such as `bench report`."""
+    joined = " ".join(arguments[:2])
+    return [joined, *arguments[2:]] if joined in COMMANDS else list(arguments)
 
 
 def _build() -> argparse.ArgumentParser:
@@ -120,7 +126,7 @@ def _build() -> argparse.ArgumentParser:
 
 def _fill(parser: argparse.ArgumentParser, command: Command) -> None:
     if command.takes_run:
-        parser.add_argument("run", nargs="?", metavar="DIR", help="the folder of a fit")
+        parser.add_argument("run", nargs="?", metavar="DIR", help=f"the folder of {command.folder}")
     parser.add_argument("--config", metavar="FILE", help="a YAML file of options; flags win over it")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     groups: dict[str, Any] = {"options": parser}

@@ -71,6 +71,8 @@ def make_plan(call: Call) -> Plan:
     Raises:
         CommandError: With the argument, the value and the cure.
     """
+    if call.command in ("bench", "bench report"):
+        return _plan_bench(call)
     if call.run is None:
         return _plan_fit(call)
     record = read_record(call.run)
@@ -93,6 +95,16 @@ def make_plan(call: Call) -> Plan:
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
             raise CommandError(f"--output {folder} exists and is not empty: choose a new folder")
     return Plan(call.run, options, record)
+
+
+def _plan_bench(call: Call) -> Plan:
+    options = call.options
+    folder = call.run or Path(options["output"] or f"runs/bench-{options['tier']}")
+    if folder.exists() and not folder.is_dir():
+        raise CommandError(f"{'DIR' if call.run else '--output'} {folder} is a file: give a folder")
+    if call.run and not folder.exists():
+        raise CommandError(f"DIR {folder}: there is no such folder: give the one that bayeslora bench wrote")
+    return Plan(folder, options)
 
 
 def _plan_fit(call: Call) -> Plan:

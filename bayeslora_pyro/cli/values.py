@@ -7,7 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ValueType", "number", "number_or", "once", "one_of", "switch", "text", "texts", "whole"]
+__all__ = [
+    "ValueType",
+    "number",
+    "number_or",
+    "once",
+    "one_number_of",
+    "one_of",
+    "sizes",
+    "switch",
+    "text",
+    "texts",
+    "whole",
+    "wholes",
+]
 
 
 @dataclass(frozen=True)
@@ -123,3 +136,39 @@ def one_of(*names: str) -> ValueType:
         return str(value)
 
     return ValueType(convert, "NAME")
+
+
+def one_number_of(*numbers: int) -> ValueType:
+    """One of some whole numbers."""
+
+    def convert(value: Any) -> int:
+        if str(value) not in map(str, numbers):
+            raise ValueError(f"give one of {', '.join(map(str, numbers))}")
+        return int(value)
+
+    return ValueType(convert, "N")
+
+
+def wholes(minimum: int) -> ValueType:
+    """Several whole numbers of at least some size, given like texts."""
+    one = whole(minimum)
+
+    def convert(value: Any) -> list[int]:
+        values = [one.convert(each) for each in _texts(value)]
+        if not values:
+            raise ValueError("give one whole number at least")
+        return values
+
+    return ValueType(convert, "N", many=True)
+
+
+def _sizes(value: Any) -> list[int | str]:
+    one = whole(1)
+    values = [each if each == "all" else one.convert(each) for each in _texts(value)]
+    if not values:
+        raise ValueError("give numbers of items, or all")
+    return values
+
+
+sizes = ValueType(_sizes, "N", many=True)
+"""Several numbers of items; `all` is one of them."""

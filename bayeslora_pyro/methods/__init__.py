@@ -34,6 +34,7 @@ METHODS: dict[str, Callable[..., Recipe]] = {
     "rank-space": rank_space.build,
     "bayesian-lora": bayesian_lora.build,
     "bayesian-lora-mf": partial(bayesian_lora.build, transform=None),
+    "bayesian-lora-spline": partial(bayesian_lora.build, transform="spline_coupling"),
     "bayesian-lora-mn": partial(bayesian_lora.build, transform=None, family="matrix_normal"),
 }
 """The methods by name: each takes `(peft_model, likelihood, num_data, *, seed)`."""
