@@ -23,6 +23,9 @@ from bayeslora_pyro.adapters.operators import LinearOperator as LinearOperator
 from bayeslora_pyro.adapters.operators import Operator as Operator
 from bayeslora_pyro.adapters.operators import draw_flips as draw_flips
 from bayeslora_pyro.adapters.operators import make_operators as make_operators
+from bayeslora_pyro.adapters.operators import varying as varying
+from bayeslora_pyro.adapters.prefix import NotPlainError as NotPlainError
+from bayeslora_pyro.adapters.prefix import Prefix as Prefix
 
 __all__ = [
     "FEATURES",
@@ -38,7 +41,9 @@ __all__ = [
     "Noise",
     "NoiseScope",
     "NoisyOperator",
+    "NotPlainError",
     "Operator",
+    "Prefix",
     "add_lora",
     "describe_base",
     "draw_flips",
@@ -47,5 +52,6 @@ __all__ = [
     "num_features",
     "pooled_features",
     "unchanged_on_failure",
+    "varying",
     "write_folder",
 ]

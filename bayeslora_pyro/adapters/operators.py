@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from bayeslora_pyro.types import Weights
 
-__all__ = ["FlipoutOperator", "Flips", "LinearOperator", "Operator", "draw_flips", "make_operators"]
+__all__ = [
+    "FlipoutOperator",
+    "Flips",
+    "LinearOperator",
+    "Operator",
+    "draw_flips",
+    "make_operators",
+    "varying",
+]
 
 
 class Operator(Protocol):
@@ -135,18 +143,41 @@ def _signs(shape: Sequence[int], like: Tensor) -> Tensor:
     return torch.randint(2, tuple(shape), dtype=like.dtype, device=like.device) * 2 - 1
 
 
-def make_operators(weights: Weights, flips: Mapping[str, Flips] | None = None) -> dict[str, list[Operator]]:
+def varying(weights: Weights) -> dict[str, list[bool]]:
+    """Tells which factors differ between draws, by stack name.
+
+    Args:
+        weights: The factors by stack name. Shapes `(S, L, d_o, d_i)`.
+    """
+    return {
+        name: (values[1:] != values[:1]).flatten(2).any(-1).any(0).tolist()
+        for name, values in weights.items()
+    }
+
+
+def make_operators(
+    weights: Weights,
+    flips: Mapping[str, Flips] | None = None,
+    random: Mapping[str, Sequence[bool]] | None = None,
+) -> dict[str, list[Operator]]:
     """Makes the operators of the factors of each stack, in their order.
 
     Args:
         weights: The factors by stack name. Shapes `(L, d_o, d_i)`, or `(S, L, d_o, d_i)`.
         flips: The signs of the stacks that are flipped, by name.
+        random: Which factors differ between the S draws, by stack name, as :func:`varying` tells; the others are
+            applied to all tiles at once. By default all.
     """
-    flips = flips or {}
+    flips, random = flips or {}, random or {}
     return {
         name: _flipped(values, flips[name])
         if name in flips
-        else [LinearOperator(value) for value in values.unbind(-3)]
+        else [
+            LinearOperator(value if differs else value[0])
+            for value, differs in zip(
+                values.unbind(-3), random.get(name, [True] * values.shape[-3]), strict=True
+            )
+        ]
         for name, values in weights.items()
     }
 
