@@ -6,10 +6,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-__all__ = ["PREDICTIVES", "FitConfig"]
+__all__ = ["COLLAPSE", "PREDICTIVES", "FitConfig"]
 
 PREDICTIVES = ("network", "joint", "independent", "probit", "bridge", "weights")
 """How a posterior predicts: with draws in the network, or through the network linearised at the mean."""
+
+COLLAPSE = (
+    "The precision of this posterior is that of a linearised model: draws of its weights, run through the language "
+    "model itself, lose accuracy, often nearly all of it."
+)
 
 
 @dataclass(frozen=True)

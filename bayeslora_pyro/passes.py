@@ -14,10 +14,14 @@ from torch import Tensor
 
 from bayeslora_pyro.adapters import KeyedNoise, Operator, Prefix, make_operators, varying
 from bayeslora_pyro.models import BayesianLora
+from bayeslora_pyro.prediction import Prediction, RegressionPrediction
 from bayeslora_pyro.tiling import draws_per_pass
 from bayeslora_pyro.types import Batch, Weights, to_device
 
-__all__ = ["LocalValues", "Reader", "each_batch", "join", "numbers"]
+__all__ = ["LocalValues", "Pair", "Reader", "each_batch", "numbers", "prediction_of"]
+
+Pair: TypeAlias = tuple[Batch, tuple[Tensor, ...]]
+"""A batch, and what was read off its predictive distributions."""
 
 Reader: TypeAlias = Callable[[dist.TorchDistribution, Batch], tuple[Tensor, ...]]
 """What is read off the predictive distributions of a batch, `(draws, items, …)` each."""
@@ -36,7 +40,7 @@ def each_batch(
     read: Reader,
     local: LocalValues,
     seed: int,
-) -> list[tuple[Batch, tuple[Tensor, ...]]]:
+) -> list[Pair]:
     """Runs each batch with each draw, and returns it with what is read off its predictive distributions.
 
     Args:
@@ -90,7 +94,18 @@ def numbers(predictive: dist.TorchDistribution, batch: Batch) -> tuple[Tensor, .
     raise ValueError("predict knows classes and numbers; for text, score it with log_likelihood.")
 
 
-def join(parts: Sequence[Tensor]) -> Tensor:
+def prediction_of(pairs: Sequence[Pair]) -> Prediction | RegressionPrediction:
+    """The prediction of some batches, from their :func:`numbers`."""
+    columns = [_join(parts) for parts in zip(*(values for _, values in pairs), strict=True)]
+    known = [batch["labels"].cpu() for batch, _ in pairs if batch.get("labels") is not None]
+    observed = torch.cat(known) if len(known) == len(pairs) else None
+    if len(columns) == 1:
+        return Prediction(columns[0], observed)
+    loc, scale = columns
+    return RegressionPrediction(loc, scale, observed)
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
     """Joins batches along their items, `-inf` where one has fewer classes than another."""
     if parts[0].dim() == 2:
         return torch.cat(list(parts), dim=1)

@@ -26,6 +26,7 @@ from bayeslora_pyro.adapters.operators import make_operators as make_operators
 from bayeslora_pyro.adapters.operators import varying as varying
 from bayeslora_pyro.adapters.prefix import NotPlainError as NotPlainError
 from bayeslora_pyro.adapters.prefix import Prefix as Prefix
+from bayeslora_pyro.adapters.tiles import tiled_rows as tiled_rows
 
 __all__ = [
     "FEATURES",
@@ -51,6 +52,7 @@ __all__ = [
     "make_operators",
     "num_features",
     "pooled_features",
+    "tiled_rows",
     "unchanged_on_failure",
     "varying",
     "write_folder",
