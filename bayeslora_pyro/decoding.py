@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from bayeslora_pyro.adapters import NotPlainError, Prefix, make_operators, tiled_rows, varying
-from bayeslora_pyro.config import COLLAPSE
+from bayeslora_pyro.config import COLLAPSE, WRITERS
 from bayeslora_pyro.generation import Generation, GenerationByDraw, mixture
 from bayeslora_pyro.isolation import local_rng
 from bayeslora_pyro.models import BayesianLora
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["By", "Decoding", "generate"]
 
 By: TypeAlias = Literal["mixture", "draw", "mean"]
-"""Who writes: all draws together, each draw on its own, or the mean adapter."""
+"""One of `WRITERS`."""
 
 Inputs: TypeAlias = Mapping[str, Tensor]
 """`input_ids` and `attention_mask`, padded on the left."""
@@ -103,8 +103,8 @@ def generate(
 
 def _writers(posterior: Posterior, by: By, num_draws: int, seed: int) -> dict[str, Tensor]:
     """The factors of those who write, `(S, L, d_o, d_i)`."""
-    if by not in get_args(By):
-        raise ValueError(f"by should be one of {', '.join(get_args(By))}, and is {by!r}.")
+    if by not in WRITERS:
+        raise ValueError(f"by should be one of {', '.join(WRITERS)}, and is {by!r}.")
     if posterior.depends_on_items:
         raise ValueError(
             "generate needs one posterior for all items, and the noise of this one depends on the item."
