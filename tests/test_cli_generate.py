@@ -1,12 +1,14 @@
 """`bayeslora generate`, against the library."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from bayeslora_pyro import Posterior
-from bayeslora_pyro.tasks import load_base_model
+from bayeslora_pyro.tasks import load_base_model, load_file, make_loader
 
 from .cli_files import FAST, bayeslora, llama, reviews, write
 
@@ -81,3 +83,21 @@ def test_prompts_of_a_file_are_checked(writer: Path, tmp_path: Path, capsys) -> 
         (message,) = capsys.readouterr().err.splitlines()
         assert message.startswith("bayeslora: --prompts: ")
         assert words in message
+
+
+def test_the_examples_of_the_page_run(writer: Path, llama: Path) -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "generation.md").read_text(encoding="utf-8")
+    base_model, tokenizer = load_base_model(str(llama), task_type="next_token")
+    examples = load_file(writer.parent / "story.jsonl")
+    loader = make_loader(examples, tokenizer, batch_size=8, shuffle=False, max_length=16)
+    names = {
+        "posterior": Posterior.load(writer, base_model),
+        "tokenizer": tokenizer,
+        "loader": loader,
+        "torch": torch,
+    }
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(block, names)
+    assert names["generation"].tokens.shape[0] == 2
+    assert len(names["apart"].texts[0]) == 8
+    assert names["figure"].low < names["figure"].value < names["figure"].high
