@@ -137,6 +137,20 @@ def test_the_mean_writes_what_its_peft_folder_writes(dtype: torch.dtype, tmp_pat
     assert other.tolist() != theirs[:, 5:].tolist()  # planted: a draw is not the mean
 
 
+@pytest.mark.parametrize("case", ["all layers", "the last of four"])
+def test_single_and_half_precision(case: str) -> None:
+    given = prompts()
+    single = posterior_of(dtype=torch.float32, **POSTERIORS[case])
+    check(single.generate(given, DRAWS, seed=1, max_new_tokens=NEW), by_hand(single, given, DRAWS, 1), 1e-4)
+    half = posterior_of(dtype=torch.bfloat16, **POSTERIORS[case])
+    generation = half.generate(given, DRAWS, seed=1, max_new_tokens=NEW)
+    first = by_hand(half, given, DRAWS, 1)
+    for row, expected in enumerate(first):
+        assert abs(float(generation.entropy[row, 0] - expected["entropy"][0])) < 0.05
+    assert generation.entropy.dtype == torch.float32
+    assert generation.epistemic.max() > 1e-2
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_nothing_is_epistemic_without_variance(dtype: torch.dtype, untouched_rng) -> None:
     model = BayesianLora(tiny_llama(dtype=dtype), GaussianPrior(), "next_token", 20)
