@@ -169,7 +169,8 @@ class Block(nn.Module):
 FORMS = {
     "plain": True,
     "a tuple": True,
-    "in place": True,
+    "in place": False,
+    "changed in place": False,
     "skips": True,
     "reads all": True,
     "something else": False,
@@ -199,6 +200,7 @@ class Stack(nn.Module):
             out = block(hidden)
             out = out[0] if self.form == "a tuple" else out.out if self.form == "something else" else out
             hidden = out + seen[0] if self.form == "skips" and len(seen) == 3 else out
+            hidden = hidden.add_(inputs_embeds) if self.form == "changed in place" else hidden
             seen.append(hidden)
         hidden = sum(seen) if self.form == "reads all" else hidden
         hidden = hidden.transpose(0, 1) if self.form == "tokens first" else hidden

@@ -66,24 +66,24 @@ class Prefix:
 
         Raises:
             NotPlainError: If the blocks do not run one after another before that block, or put out anything but tensors
-                with an entry for each row.
+                with an entry for each row, or that is changed in place afterwards.
         """
-        seen: list[tuple[int, Any]] = []
+        seen: list[tuple[int, Any, list[int | None]]] = []
 
         def keep(index: int, *args: Any, **kwargs: Any) -> Any:
             output = self.forwards[index](*args, **kwargs)
-            seen.append((index, output))
+            seen.append((index, output, _versions(output)))
             return output
 
         try:
             with replaced_forwards((*self.blocks, self.first), keep, _reach):
                 run()
         except _Reached:
-            outputs = tuple(output for _, output in seen)
-            if [index for index, _ in seen] == [*range(len(self.blocks))] and all(
-                _is_of_rows(output, rows) for output in outputs
-            ):
-                return replace(self, outputs=outputs)
+            in_order = [index for index, *_ in seen] == [*range(len(self.blocks))]
+            # What was changed in place since it was put out would be changed a second time when it is replayed.
+            whole = all(_is_of_rows(out, rows) and _versions(out) == before for _, out, before in seen)
+            if in_order and whole and all(None not in before for *_, before in seen):
+                return replace(self, outputs=tuple(output for _, output, _ in seen))
         raise NotPlainError
 
     @contextmanager
@@ -188,6 +188,12 @@ def _place(layer: str, lists: Mapping[str, nn.Module]) -> tuple[str, int] | None
 def _parts(output: Any) -> tuple[Any, ...]:
     parts = output if type(output) in (tuple, list) else (output,)
     return tuple(part for part in parts if part is not None)
+
+
+def _versions(output: Any) -> list[int | None]:
+    """How often each tensor was changed in place; None where torch does not know."""
+    tensors = [part for part in _parts(output) if isinstance(part, Tensor)]
+    return [None if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def _is_of_rows(output: Any, rows: int) -> bool:
