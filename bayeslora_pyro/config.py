@@ -6,10 +6,18 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-__all__ = ["PREDICTIVES", "FitConfig"]
+__all__ = ["COLLAPSE", "PREDICTIVES", "WRITERS", "FitConfig"]
 
 PREDICTIVES = ("network", "joint", "independent", "probit", "bridge", "weights")
 """How a posterior predicts: with draws in the network, or through the network linearised at the mean."""
+
+WRITERS = ("mixture", "draw", "mean")
+"""Who writes: all draws together, each draw on its own, or the mean adapter."""
+
+COLLAPSE = (
+    "The precision of this posterior is that of a linearised model: draws of its weights, run through the language "
+    "model itself, lose accuracy, often nearly all of it."
+)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Forward passes of many draws over batches, as many draws in a pass as memory bears."""
+"""Forward passes of many draws over batches, as many draws in a pass as memory bears.
+
+What comes before the first random factor is computed once for all draws.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,16 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from bayeslora_pyro.adapters import KeyedNoise, Operator, make_operators
+from bayeslora_pyro.adapters import KeyedNoise, Operator, Prefix, make_operators, varying
 from bayeslora_pyro.models import BayesianLora
+from bayeslora_pyro.prediction import Prediction, RegressionPrediction
 from bayeslora_pyro.tiling import draws_per_pass
 from bayeslora_pyro.types import Batch, Weights, to_device
 
-__all__ = ["LocalValues", "Reader", "each_batch", "join", "numbers"]
+__all__ = ["LocalValues", "Pair", "Reader", "each_batch", "numbers", "prediction_of"]
+
+Pair: TypeAlias = tuple[Batch, tuple[Tensor, ...]]
+"""A batch, and what was read off its predictive distributions."""
 
 Reader: TypeAlias = Callable[[dist.TorchDistribution, Batch], tuple[Tensor, ...]]
 """What is read off the predictive distributions of a batch, `(draws, items, …)` each."""
@@ -33,7 +40,7 @@ def each_batch(
     read: Reader,
     local: LocalValues,
     seed: int,
-) -> list[tuple[Batch, tuple[Tensor, ...]]]:
+) -> list[Pair]:
     """Runs each batch with each draw, and returns it with what is read off its predictive distributions.
 
     Args:
@@ -49,18 +56,28 @@ def each_batch(
     Raises:
         ValueError: If there is no batch.
     """
-    num_draws = next(iter(weights.values())).shape[0]
+    num_draws, random = next(iter(weights.values())).shape[0], varying(weights)
     pairs, first_item = [], 0
     for batch in batches:
         on_device = to_device(batch, model.adapter.device)
-        kept = model.likelihood.model_arguments(on_device).get("logits_to_keep")
-        size = draws_per_pass(model.adapter.peft_model, on_device, memory_budget, num_logits=kept)
         values, parts = local(on_device), []
+        random |= {name: [True] * weights[name].shape[1] for name in values}  # whose noise no two draws share
+        prefix = model.shared_prefix(weights, on_device, random) if num_draws > 1 else None
+        size = draws_per_pass(
+            model.adapter.peft_model,
+            on_device,
+            memory_budget,
+            num_logits=model.likelihood.model_arguments(on_device).get("logits_to_keep"),
+            held=0 if prefix is None else prefix.num_bytes,
+        )
         for first in range(0, num_draws, size):
             draws = range(first, min(first + size, num_draws))
             chunk = {name: weight[first : draws.stop] for name, weight in weights.items()}
-            operators = _operators(model, chunk, values, on_device, (seed, draws, first_item))
-            parts.append(read(_predictive(model, chunk, on_device, operators), on_device))
+            operators = {
+                **make_operators(chunk, random=random),
+                **_local_operators(model, chunk, values, on_device, (seed, draws, first_item)),
+            }
+            parts.append(read(_predictive(model, chunk, on_device, operators, prefix), on_device))
         pairs.append((batch, tuple(torch.cat(part).cpu() for part in zip(*parts, strict=True))))
         first_item += model.likelihood.num_items(on_device)
     if not pairs:
@@ -77,7 +94,18 @@ def numbers(predictive: dist.TorchDistribution, batch: Batch) -> tuple[Tensor, .
     raise ValueError("predict knows classes and numbers; for text, score it with log_likelihood.")
 
 
-def join(parts: Sequence[Tensor]) -> Tensor:
+def prediction_of(pairs: Sequence[Pair]) -> Prediction | RegressionPrediction:
+    """The prediction of some batches, from their :func:`numbers`."""
+    columns = [_join(parts) for parts in zip(*(values for _, values in pairs), strict=True)]
+    known = [batch["labels"].cpu() for batch, _ in pairs if batch.get("labels") is not None]
+    observed = torch.cat(known) if len(known) == len(pairs) else None
+    if len(columns) == 1:
+        return Prediction(columns[0], observed)
+    loc, scale = columns
+    return RegressionPrediction(loc, scale, observed)
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
     """Joins batches along their items, `-inf` where one has fewer classes than another."""
     if parts[0].dim() == 2:
         return torch.cat(list(parts), dim=1)
@@ -86,23 +114,23 @@ def join(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(padded, dim=1)
 
 
-def _operators(
+def _local_operators(
     model: BayesianLora, weights: Weights, local: Weights, batch: Batch, key: tuple[int, range, int]
-) -> Operators | None:
-    """What applies the factors where there are local sites; the key is the seed, the draws, and the first item."""
+) -> Operators:
+    """What applies the factors that have local sites; the key is the seed, the draws, and the first item."""
     if not local:
-        return None
+        return {}
     seed, draws, first_item = key
     rows = model.likelihood.item_of_row(batch)
     noise = KeyedNoise(seed, draws, rows, first_item, batch.get("attention_mask"))
-    return {**make_operators(weights), **model.local_operators(weights, local, batch, noise)}
+    return model.local_operators(weights, local, batch, noise)
 
 
 def _predictive(
-    model: BayesianLora, weights: Weights, batch: Batch, operators: Operators | None
+    model: BayesianLora, weights: Weights, batch: Batch, operators: Operators, prefix: Prefix | None
 ) -> dist.TorchDistribution:
     """The distribution of the observations, with batch shape `(draws, items)`."""
-    outputs = model.run_with(weights, batch, operators=operators)
+    outputs = model.run_with(weights, batch, operators=operators, prefix=prefix)
     distribution = model.likelihood.distribution(outputs, batch)
     draws = next(iter(weights.values())).shape[0]
     return distribution.expand((draws, model.likelihood.num_items(batch)))

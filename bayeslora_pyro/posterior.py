@@ -7,34 +7,29 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from bayeslora_pyro import folders
-from bayeslora_pyro.config import PREDICTIVES
+from bayeslora_pyro import decoding, folders
+from bayeslora_pyro.config import COLLAPSE, PREDICTIVES
 from bayeslora_pyro.curvature import linearised_batches
+from bayeslora_pyro.decoding import By
+from bayeslora_pyro.generation import Generation, GenerationByDraw
 from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.isolation import evaluating, local_rng
 from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.opposite import drawing
-from bayeslora_pyro.passes import LocalValues, Reader, each_batch, join, numbers
+from bayeslora_pyro.passes import LocalValues, Pair, Reader, each_batch, numbers, prediction_of
 from bayeslora_pyro.prediction import Prediction, RegressionPrediction
+from bayeslora_pyro.prompts import Prompts
 from bayeslora_pyro.traces import is_named, mean_of, site_dims, stack_values, stack_weights
 from bayeslora_pyro.types import Batch, FactorStack, Weights
 
 __all__ = ["Posterior"]
-
-COLLAPSE = (
-    "The precision of this posterior is that of a linearised model: draws of its weights, run through the language "
-    "model itself, lose accuracy, often nearly all of it. Predict with predictive='joint'."
-)
-
-Pair: TypeAlias = tuple[Batch, tuple[Tensor, ...]]
-"""A batch, and what was read off its predictive distributions."""
 
 
 class Posterior:
@@ -162,7 +157,7 @@ class Posterior:
             predictive: What is drawn, by default what the guide says: weights, for the language model itself
                 (`"network"`), or what else `PREDICTIVES` has for the model linearised at the mean.
         """
-        return self._prediction(self._drawn(batches, num_draws, seed, memory_budget, numbers, predictive))
+        return prediction_of(self._drawn(batches, num_draws, seed, memory_budget, numbers, predictive))
 
     def predict_prior(
         self,
@@ -175,20 +170,41 @@ class Posterior:
         """Predicts each item of some batches with the draws of :meth:`sample_prior`; see :meth:`predict`."""
         with self._evaluating():
             draws = [self._prior_weights_of(seed, draw) for draw in range(_count(num_draws))]
-        return self._prediction(
+        return prediction_of(
             self._each_batch(
                 batches, stack_weights(draws), seed, memory_budget, numbers, self.model.sample_local
             )
         )
 
-    def _prediction(self, pairs: Sequence[Pair]) -> Prediction | RegressionPrediction:
-        columns = [join(parts) for parts in zip(*(values for _, values in pairs), strict=True)]
-        known = [batch["labels"].cpu() for batch, _ in pairs if batch.get("labels") is not None]
-        observed = torch.cat(known) if len(known) == len(pairs) else None
-        if len(columns) == 1:
-            return Prediction(columns[0], observed)
-        loc, scale = columns
-        return RegressionPrediction(loc, scale, observed)
+    def generate(
+        self,
+        prompts: Prompts,
+        num_draws: int = 8,
+        seed: int = 0,
+        *,
+        by: By = "mixture",
+        tokenizer: Any = None,
+        memory_budget: int | None = None,
+        **options: Any,
+    ) -> Generation | GenerationByDraw:
+        """Writes what comes after some prompts, with draws that are held fixed for whole texts.
+
+        Args:
+            prompts: Texts; or `input_ids` and `attention_mask`, `(prompt, token)`, padded on either side.
+            num_draws: The number of draws, which are decoded in one batch.
+            seed: The seed of the draws, and of the tokens that are sampled.
+            by: `"mixture"` for one text of all draws, of the mean of what they expect next, with what is uncertain at
+                each token; `"draw"` for a text of each, scored under all; `"mean"` for the text of the mean adapter.
+            tokenizer: That of the base model; without it the tokens are the result.
+            memory_budget: About how many bytes the activations of one pass may take when texts are scored.
+            options: The fields of :class:`Decoding`: `max_new_tokens`, `temperature`, 0 for greedy, and `top_p`.
+
+        Raises:
+            ValueError: If the base model is no decoder, or the factors that an item sees depend on it.
+        """
+        how = decoding.Decoding(**options)
+        with self._evaluating():
+            return decoding.generate(self, prompts, num_draws, seed, how, by, tokenizer, memory_budget)
 
     def log_likelihood(
         self,
@@ -225,7 +241,7 @@ class Posterior:
             raise ValueError(f"predictive should be one of {', '.join(PREDICTIVES)}, and is {predictive!r}.")
         if chosen == "network":
             if self.is_linearised:
-                warnings.warn(COLLAPSE, stacklevel=3)
+                warnings.warn(f"{COLLAPSE} Predict with predictive='joint'.", stacklevel=3)
             weights = self.weights(num_draws, seed)
             return self._each_batch(batches, weights, seed, memory_budget, read, self._local_values)
         if self.depends_on_items:

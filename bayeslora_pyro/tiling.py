@@ -28,7 +28,12 @@ two and 1.18 times four by four (two threads of an AMD EPYC).
 
 
 def draws_per_pass(
-    model: nn.Module, batch: Batch, memory_budget: int | None = None, *, num_logits: int | None = None
+    model: nn.Module,
+    batch: Batch,
+    memory_budget: int | None = None,
+    *,
+    num_logits: int | None = None,
+    held: int = 0,
 ) -> int:
     """Estimates how many tiles of a batch fit into a budget; one at least.
 
@@ -37,6 +42,7 @@ def draws_per_pass(
         batch: The batch of one tile.
         memory_budget: The budget in bytes for the activations of a pass; by default one that suits the device.
         num_logits: For how many tokens a causal model keeps its logits; by default for all.
+        held: How many bytes of the budget are taken already.
     """
     items, tokens = _shape(batch)
     config = getattr(model, "config", None)
@@ -47,7 +53,7 @@ def draws_per_pass(
     if _has_vocabulary_head(model):
         item += LIVE_LOGITS * (num_logits or tokens) * _size(config, ("vocab_size",), 0)
     budget = _default_budget(batch) if memory_budget is None else memory_budget
-    return max(1, budget // max(1, BYTES * items * item))
+    return max(1, (budget - held) // max(1, BYTES * items * item))
 
 
 def _default_budget(batch: Batch) -> int:

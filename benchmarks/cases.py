@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["CASES", "Case", "guide_of"]
+__all__ = ["CASES", "Case", "guide_of", "last_layers"]
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,9 +54,27 @@ def guide_of(model: BayesianLora, name: str) -> Guide:
     return FlowGuide(model) if name == "flow" else MeanFieldGuide(model)
 
 
-def _with_lora(base_model: nn.Module, target_modules: list[str], task_type: str, device: str) -> PeftModel:
+def last_layers(case: Case, share: float) -> Case:
+    """The same with LoRA on a share of the layers, the last ones: rounded down, and one at least."""
+    config = case.peft_model.peft_config["default"]
+    number = case.peft_model.config.num_hidden_layers
+    chosen = list(range(number - max(1, int(share * number)), number))
+    targets, device = sorted(config.target_modules), str(case.peft_model.device)
+    base_model = case.peft_model.unload()
+    return replace(case, peft_model=_with_lora(base_model, targets, config.task_type, device, chosen))
+
+
+def _with_lora(
+    base_model: nn.Module,
+    target_modules: list[str],
+    task_type: str,
+    device: str,
+    layers: list[int] | None = None,
+) -> PeftModel:
     torch.manual_seed(0)
-    config = LoraConfig(r=8, lora_alpha=16, target_modules=target_modules, task_type=task_type)
+    config = LoraConfig(
+        r=8, lora_alpha=16, target_modules=target_modules, task_type=task_type, layers_to_transform=layers
+    )
     peft_model = get_peft_model(base_model, config).to(device).eval()
     for name, parameter in peft_model.named_parameters():
         if ".lora_B." in name:  # zeros would be no fair work for the processor

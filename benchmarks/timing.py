@@ -10,7 +10,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,11 @@ def milliseconds(times: list[float]) -> float:
 
 
 def main(
-    about: str, measure: Callable[[Case, argparse.Namespace], Row], bars: dict[str, float], repeats: int
+    about: str,
+    measure: Callable[[Case, argparse.Namespace], Row],
+    bars: dict[str, float],
+    repeats: int,
+    models: Sequence[str] = ("minilm", "smollm2"),
 ) -> None:
     """Parses the command line, measures each case, and prints a table or one JSON object.
 
@@ -86,8 +90,9 @@ def main(
         measure: Measures one case.
         bars: The ratio not to exceed, by case.
         repeats: How often to measure, unless told otherwise.
+        models: What to measure, unless told otherwise.
     """
-    options = _parse(about, repeats)
+    options = _parse(about, repeats, models)
     torch.set_num_threads(options.threads)
     rows = {name: measure(CASES[name](options.device), options) for name in options.model}
     for name, row in rows.items():
@@ -99,14 +104,12 @@ def main(
     _print_table(rows)
 
 
-def _parse(about: str, repeats: int) -> argparse.Namespace:
+def _parse(about: str, repeats: int, models: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument(
-        "--model", nargs="+", choices=CASES, default=["minilm", "smollm2"], help="what to measure"
-    )
+    parser.add_argument("--model", nargs="+", choices=CASES, default=list(models), help="what to measure")
     parser.add_argument("--repeats", type=int, default=repeats, help="how many rounds to time, at least 2")
     parser.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="threads of torch on the CPU"

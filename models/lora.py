@@ -18,6 +18,7 @@ from bayeslora_pyro.adapters import (
     Noise,
     Operator,
     PerItem,
+    Prefix,
     make_operators,
     pooled_features,
 )
@@ -269,6 +270,7 @@ class BayesianLora(PyroModule):
         *,
         shared: bool = False,
         operators: Mapping[str, Sequence[Operator]] | None = None,
+        prefix: Prefix | None = None,
     ) -> Any:
         """Runs the language model with given factors and the head of this model.
 
@@ -277,9 +279,19 @@ class BayesianLora(PyroModule):
             batch: What a collator yields.
             shared: Whether S draws share the items of the batch, instead of each seeing all of them.
             operators: What applies the factors to activations, by stack name, where it is not a linear map.
+            prefix: What :meth:`shared_prefix` has computed for the batch.
         """
         head, options = self.head_values(), self.likelihood.model_arguments(batch)
-        return self.adapter.run_with(weights, batch, head, shared=shared, operators=operators, **options)
+        return self.adapter.run_with(
+            weights, batch, head, shared=shared, operators=operators, prefix=prefix, **options
+        )
+
+    def shared_prefix(
+        self, weights: Weights, batch: Batch, random: Mapping[str, Sequence[bool]]
+    ) -> Prefix | None:
+        """Computes what comes before the first random factor; see :meth:`Adapter.shared_prefix`."""
+        options = self.likelihood.model_arguments(batch)
+        return self.adapter.shared_prefix(weights, batch, self.head_values(), random=random, **options)
 
     def head_values(self) -> dict[str, Tensor]:
         """The parameters outside LoRA, by their names in the PEFT model."""

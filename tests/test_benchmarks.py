@@ -39,10 +39,10 @@ pytestmark = pytest.mark.usefixtures("scripts_by_name")
 def scripts_by_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Lets the scripts import each other, as Python does for the folder of a script that it runs."""
     monkeypatch.syspath_prepend(FOLDER)
-    for name in ("cases", "timing", "flows", *SCRIPTS):
+    for name in ("cases", "timing", "flows", "prefix", "generate", *SCRIPTS):
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield
-    for name in ("cases", "timing", "flows", *SCRIPTS):
+    for name in ("cases", "timing", "flows", "prefix", "generate", *SCRIPTS):
         sys.modules.pop(name, None)
 
 
@@ -67,6 +67,20 @@ def test_json_is_one_object(script, guide, models, monkeypatch, capsys):
         low, high = row["quartiles"]
         assert 0 < low <= row["ratio"] <= high
         assert row["ours_ms"] > 0 < row["plain_ms"]
+
+
+@pytest.mark.parametrize(("script", "models"), [("prefix", TINY), ("generate", TINY[1:])])
+def test_draws_that_share_are_held_against_plain_peft(script, models, monkeypatch, capsys):
+    run(script, "--json", "--model", *models, monkeypatch=monkeypatch)
+    rows = json.loads(capsys.readouterr().out)
+    assert tuple(rows) == models
+    for row in rows.values():
+        assert row.keys() >= EVERYWHERE
+        assert (
+            row["adapted_layers"] == 1
+            if script == "prefix"
+            else (row["prompt_tokens"], row["new_tokens"]) == (16, 64)
+        )
 
 
 def test_flows_has_a_ratio_for_every_flow(monkeypatch, capsys):

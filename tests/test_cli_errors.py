@@ -151,6 +151,17 @@ MISTAKES = {
     "figures into a folder": ("evaluate {run} --json taken", ["--json taken", "folder"]),
     "no draws": ("evaluate {run} --num-draws 0", ["--num-draws 0", "at least 1"]),
     "page of another kind": ("report {run} --output page.pdf", ["--output page.pdf", ".html"]),
+    "nothing to begin with": ("generate {run}", ["--prompt and --prompts are missing"]),
+    "two things to begin with": (
+        "generate {run} --prompt film --prompts reviews.csv",
+        ["--prompt and --prompts were both given"],
+    ),
+    "missing prompts": ("generate {run} --prompts review.csv", ["--prompts review.csv", "reviews.csv?"]),
+    "nothing to sample from": ("generate {run} --prompt film --top-p 0", ["--top-p 0", "above 0"]),
+    "writing with a classifier": (
+        "generate {run} --prompt film",
+        ["is for classification", "writes no text"],
+    ),
     "draws into a full folder": ("draws {run} --output taken", ["--output taken", "not empty"]),
 }
 
@@ -294,7 +305,7 @@ def test_documented_commands_are_understood(tmp_path: Path, monkeypatch) -> None
     lines = re.findall(r"^bayeslora (.*)$", text, re.MULTILINE)
     assert len(lines) > 10
     calls = [parse(line.split()) for line in lines]
-    assert {call.command for call in calls} == {"fit", "evaluate", "report", "draws", "bench", "bench report"}
+    assert {call.command for call in calls} == {*COMMANDS}
     flags = {option.flag for command in COMMANDS.values() for option in command.options}
     assert set(re.findall(r"--[a-z][a-z.-]+", text)) - flags <= {
         "--help",

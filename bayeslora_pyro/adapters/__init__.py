@@ -26,6 +26,10 @@ from bayeslora_pyro.adapters.operators import LinearOperator as LinearOperator
 from bayeslora_pyro.adapters.operators import Operator as Operator
 from bayeslora_pyro.adapters.operators import PerItem as PerItem
 from bayeslora_pyro.adapters.operators import make_operators as make_operators
+from bayeslora_pyro.adapters.operators import varying as varying
+from bayeslora_pyro.adapters.prefix import NotPlainError as NotPlainError
+from bayeslora_pyro.adapters.prefix import Prefix as Prefix
+from bayeslora_pyro.adapters.tiles import tiled_rows as tiled_rows
 from bayeslora_pyro.adapters.trained import load_lora as load_lora
 
 __all__ = [
@@ -44,8 +48,10 @@ __all__ = [
     "Noise",
     "NoiseScope",
     "NoisyOperator",
+    "NotPlainError",
     "Operator",
     "PerItem",
+    "Prefix",
     "add_lora",
     "check_base",
     "describe_base",
@@ -54,6 +60,8 @@ __all__ = [
     "make_operators",
     "num_features",
     "pooled_features",
+    "tiled_rows",
     "unchanged_on_failure",
+    "varying",
     "write_folder",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from bayeslora_pyro.adapters.operators import Operator, make_operators
+from bayeslora_pyro.adapters.operators import LinearOperator, Operator, make_operators
+from bayeslora_pyro.adapters.prefix import NotPlainError, Prefix, RefusingOperator, find_prefix
 from bayeslora_pyro.adapters.slots import Slot, checkpoints_within, replaced_parameters
 from bayeslora_pyro.adapters.stacks import (
     activated,
@@ -23,7 +24,7 @@ from bayeslora_pyro.adapters.stacks import (
     leaves,
     stack_factors,
 )
-from bayeslora_pyro.types import Batch, Role, Weights
+from bayeslora_pyro.types import Batch, Role, Weights, main_input
 
 __all__ = ["Adapter"]
 
@@ -116,6 +117,7 @@ class Adapter:
         *,
         shared: bool = False,
         operators: Mapping[str, Sequence[Operator]] | None = None,
+        prefix: Prefix | None = None,
         **kwargs: Any,
     ) -> Any:
         """Runs the PEFT model on a batch with these factors.
@@ -127,6 +129,7 @@ class Adapter:
             head: Values for parameters outside LoRA, by name.
             shared: Whether S draws share the batch instead: part `s` of S equal parts sees the factors `[s]`.
             operators: What applies the factors to activations, by stack name, where it is not a linear map.
+            prefix: What :meth:`shared_prefix` has computed for the batch, which is not computed again.
             kwargs: Further arguments for the model.
 
         Returns:
@@ -135,16 +138,67 @@ class Adapter:
         Raises:
             ValueError: If the draws cannot share the rows of the batch evenly.
         """
-        inputs = {name: value for name, value in batch.items() if name in self._accepted}
+        inputs, kwargs = self._inputs(batch), self._without_cache(kwargs)
         if (num_draws := _num_draws(weights)) is not None:
             if shared:
                 _check_shares(inputs, num_draws)
             else:
                 inputs = {name: _repeat(value, num_draws) for name, value in inputs.items()}
-        if "use_cache" in self._accepted:
-            kwargs = {"use_cache": False} | kwargs  # the keys and values of all tokens, that nobody reads
         with self.bind(weights, head, operators):
+            if prefix is not None:
+                with suppress(NotPlainError), prefix.replayed(num_draws or 1):
+                    return self.peft_model(**inputs, **kwargs)
             return self.peft_model(**inputs, **kwargs)
+
+    def shared_prefix(
+        self,
+        weights: Weights,
+        batch: Batch,
+        head: Mapping[str, Tensor] | None = None,
+        *,
+        random: Mapping[str, Sequence[bool]],
+        **kwargs: Any,
+    ) -> Prefix | None:
+        """Computes what comes before the first random factor, which is the same for all draws.
+
+        Args:
+            weights: The factors by stack name, `(S, L, d_o, d_i)`.
+            batch: What a collator yields.
+            head: Values for parameters outside LoRA, by name.
+            random: Which factors are random, by stack name.
+            kwargs: Further arguments for the model.
+
+        Returns:
+            The blocks before the first random factor, with what they put out; None where there are none, or the model
+            is no plain stack of blocks.
+        """
+        names = {
+            name
+            for stack in self.stacks
+            for name, differs in zip(stack.adapters, random[stack.name], strict=True)
+            if differs
+        }
+        prefix = find_prefix(self.peft_model.get_base_model(), names)
+        if prefix is None:
+            return None
+        operators = {
+            name: [
+                RefusingOperator(value) if differs else LinearOperator(value)
+                for value, differs in zip(values[0], random[name], strict=True)
+            ]
+            for name, values in weights.items()
+        }
+        inputs, kwargs = self._inputs(batch), self._without_cache(kwargs)
+        with suppress(NotPlainError), self.bind(weights, head, operators):
+            return prefix.recorded(lambda: self.peft_model(**inputs, **kwargs), len(main_input(batch)))
+        return None
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        return {name: value for name, value in batch.items() if name in self._accepted}
+
+    def _without_cache(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Unless told otherwise, leaves out the keys and values of all tokens, that nobody reads."""
+        return ({"use_cache": False} if "use_cache" in self._accepted else {}) | dict(kwargs)
 
     @contextmanager
     def bind(

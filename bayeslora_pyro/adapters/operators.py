@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bayeslora_pyro.types import Weights
 
-__all__ = ["LinearOperator", "Operator", "PerItem", "check_rows", "make_operators"]
+__all__ = ["LinearOperator", "Operator", "PerItem", "check_rows", "make_operators", "varying"]
 
 
 class Operator(Protocol):
@@ -60,8 +60,24 @@ class PerItem(Protocol):
         ...
 
 
+def varying(weights: Weights) -> dict[str, list[bool]]:
+    """Tells which factors differ between draws, by stack name.
+
+    Args:
+        weights: The factors by stack name. Shapes `(S, L, d_o, d_i)`.
+    """
+    return {
+        name: (values[1:] != values[:1]).flatten(2).any(-1).any(0).tolist()
+        for name, values in weights.items()
+    }
+
+
 def make_operators(
-    weights: Weights, per_item: Mapping[str, PerItem] | None = None, item_of_row: Tensor | None = None
+    weights: Weights,
+    per_item: Mapping[str, PerItem] | None = None,
+    item_of_row: Tensor | None = None,
+    *,
+    random: Mapping[str, Sequence[bool]] | None = None,
 ) -> dict[str, Sequence[Operator]]:
     """Makes the operators of the factors of each stack, in their order.
 
@@ -69,14 +85,21 @@ def make_operators(
         weights: The factors by stack name. Shapes `(L, d_o, d_i)`, or `(S, L, d_o, d_i)`.
         per_item: How each item has draws of its own, for the stacks of which it has, by name.
         item_of_row: The item of each row of the batch, counted from 0. Shape `(rows,)`; needed by `per_item`.
+        random: Which factors differ between the S draws, by stack name, as :func:`varying` tells; the others are
+            applied to all tiles at once. By default all.
     """
-    per_item = per_item or {}
+    per_item, random = per_item or {}, random or {}
     return {
         name: per_item[name].operators(values, cast(Tensor, item_of_row))
         if name in per_item
-        else [LinearOperator(value) for value in values.unbind(-3)]
+        else _linear(values, random.get(name, [True] * values.shape[-3]))
         for name, values in weights.items()
     }
+
+
+def _linear(values: Tensor, random: Sequence[bool]) -> list[Operator]:
+    pairs = zip(values.unbind(-3), random, strict=True)
+    return [LinearOperator(value if differs else value[0]) for value, differs in pairs]
 
 
 def check_rows(inputs: Tensor, rows: int) -> None:

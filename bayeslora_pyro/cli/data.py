@@ -184,5 +184,6 @@ def _scale_of(train: Examples, options: Mapping[str, Any]) -> TargetScale:
 
 
 def _digest(examples: Examples) -> str:
-    parts = (examples.texts, examples.labels, examples.targets, examples.choices, examples.classes)
+    parts: list[Any] = [examples.texts, examples.labels, examples.targets, examples.choices, examples.classes]
+    parts += [examples.completions] if examples.completions else []  # the rest stays as it was without them
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -24,7 +24,7 @@ __all__ = ["run"]
 _COLUMNS = {
     "classification": ("accuracy", "nll", "ece", "brier", "auroc_entropy", "auroc_information"),
     "regression": ("rmse", "mae", "nll", "coverage_50", "coverage_90", "spearman"),
-    "text": ("nll", "perplexity"),
+    "text": ("nll", "perplexity", "perplexity_low", "perplexity_high", "perplexity_deviation"),
 }
 _COLUMNS["choice"] = _COLUMNS["classification"]
 _HEADS = {
@@ -38,6 +38,9 @@ _HEADS = {
     "coverage_90": "In 90%",
     "spearman": "Spearman",
     "perplexity": "Perplexity",
+    "perplexity_low": "from",
+    "perplexity_high": "to",
+    "perplexity_deviation": "SD draws",
     "auroc_entropy": "AUROC H",
     "auroc_information": "AUROC MI",
 }
@@ -67,17 +70,20 @@ class _Scorer:
         return self.run.posterior.predict(batches, self.num_draws, self.seed, predictive=self.predictive)
 
     def score_text(self, name: str, examples: Examples) -> Row:
-        """The mean negative log-likelihood of a token, in nats, under the posterior predictive of whole texts."""
+        """The perplexity of a token under the posterior predictive of whole texts, with its error bars."""
         batches = list(self._batches(name, examples))
-        scores = self.run.posterior.log_likelihood(batches, self.num_draws, self.seed).double()
-        total = (scores.logsumexp(0) - torch.tensor(float(len(scores))).log()).sum()
-        tokens = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
-        nll = -float(total) / tokens
+        scores = self.run.posterior.log_likelihood(batches, self.num_draws, self.seed)
+        tokens = torch.cat([(batch["labels"][:, 1:] != -100).sum(-1) for batch in batches])
+        figure = metrics.perplexity(scores, tokens)
         return {
-            "nll": nll,
-            "perplexity": float(torch.tensor(nll).exp()),
+            "nll": figure.nll,
+            "perplexity": figure.value,
+            "perplexity_low": figure.low,
+            "perplexity_high": figure.high,
+            "perplexity_of_draws": float(figure.of_draws.mean()),
+            "perplexity_deviation": figure.deviation_of_draws,
             "n": len(examples),
-            "tokens": tokens,
+            "tokens": int(tokens.sum()),
         }
 
     def _batches(self, name: str, examples: Examples) -> Any:
@@ -168,6 +174,10 @@ def _show(opened: LoadedRun, scorer: _Scorer, rows: Mapping[str, Row], temperatu
         if "scaled" in row:
             lines.append(["  scaled", "", *(figures(row["scaled"].get(column)) for column in columns)])
     show_table(["Set", "n", *(_HEADS[column] for column in columns)], lines)
+    if "perplexity" in columns:
+        say(
+            "From, to: where 95 % of perplexities lie when items are drawn again; SD draws: the deviation of draws."
+        )
     if "spearman" in columns:
         say(
             "Spearman: the rank correlation of predictive standard deviation and absolute error; 0 is chance."

@@ -21,7 +21,7 @@ from bayeslora_pyro.cli.values import (
     whole,
     wholes,
 )
-from bayeslora_pyro.config import PREDICTIVES, FitConfig
+from bayeslora_pyro.config import PREDICTIVES, WRITERS, FitConfig
 
 __all__ = ["COMMANDS", "FIT_FIELDS", "Command", "Option"]
 
@@ -283,6 +283,29 @@ COMMANDS: dict[str, Command] = {
         ),
         True,
         "bayeslora draws runs/sentiment-bayesian-lora --num 8 --output draws",
+    ),
+    "generate": Command(
+        "write what comes after prompts, and how uncertain the fit is of it",
+        (
+            Option("prompt", text("TEXT"), "what to begin with"),
+            Option("prompts", text("FILE"), "a .jsonl or .csv file instead, with a column prompt (or text)"),
+            Option(
+                "by",
+                one_of(*WRITERS),
+                "who writes: all draws together, each draw on its own, or the mean adapter",
+                "mixture",
+            ),
+            Option("num_draws", whole(1), "the number of draws, decoded in one batch", 8),
+            Option("max_new_tokens", whole(1), "the largest number of new tokens", 64),
+            Option("temperature", number(0), "what sampling divides the logits by; 0 for greedy", 0.0),
+            Option("top_p", number(0), "the probability of the tokens that are sampled from", 1.0),
+            Option("batch_size", whole(1), "how many prompts are decoded together", 4),
+            Option("seed", whole(0), "the seed of the draws and of the sampled tokens", 0),
+            _DEVICE,
+            Option("json", text("FILE"), "a file for texts, tokens and uncertainties"),
+        ),
+        True,
+        'bayeslora generate runs/chat-bayesian-lora --prompt "The capital of France is" --json answer.json',
     ),
     "bench": Command(
         "fit and score every method on the same data, and report it",

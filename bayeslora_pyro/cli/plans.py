@@ -86,10 +86,12 @@ def make_plan(call: Call) -> Plan:
         )
     options, output = call.options, call.options.get("output")
     _check_file("--data", options.get("data"))
-    if call.command == "evaluate" and options["json"] and Path(options["json"]).is_dir():
+    if options.get("json") and Path(options["json"]).is_dir():
         raise CommandError(f"--json {options['json']} is a folder: give a file")
     if call.command == "report" and output and Path(output).suffix not in (".html", ".htm"):
         raise CommandError(f"--output {output}: give a page whose name ends in .html")
+    if call.command == "generate":
+        _check_prompts(options)
     if call.command == "draws":
         folder = Path(output or call.run / "draws")
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -105,6 +107,16 @@ def _plan_bench(call: Call) -> Plan:
     if call.run and not folder.exists():
         raise CommandError(f"DIR {folder}: there is no such folder: give the one that bayeslora bench wrote")
     return Plan(folder, options)
+
+
+def _check_prompts(options: Mapping[str, Any]) -> None:
+    prompt, prompts = options["prompt"], options["prompts"]
+    if (prompt is None) == (prompts is None):
+        given = "are missing" if prompt is None else "were both given"
+        raise CommandError(f"--prompt and --prompts {given}: give a text, or a file of texts")
+    _check_file("--prompts", prompts)
+    if not 0 < options["top_p"] <= 1:
+        raise CommandError(f"--top-p {options['top_p']:g}: give a number above 0 and at most 1")
 
 
 def _plan_fit(call: Call) -> Plan:

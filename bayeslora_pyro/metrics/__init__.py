@@ -13,6 +13,8 @@ from bayeslora_pyro.metrics.correlation import linear_correlation as linear_corr
 from bayeslora_pyro.metrics.correlation import rank_correlation as rank_correlation
 from bayeslora_pyro.metrics.evaluation import bootstrap as bootstrap
 from bayeslora_pyro.metrics.evaluation import evaluate_log_probs as evaluate_log_probs
+from bayeslora_pyro.metrics.perplexity import Perplexity as Perplexity
+from bayeslora_pyro.metrics.perplexity import perplexity as perplexity
 from bayeslora_pyro.metrics.predictive import aleatoric as aleatoric
 from bayeslora_pyro.metrics.predictive import entropy as entropy
 from bayeslora_pyro.metrics.predictive import epistemic as epistemic

@@ -11,6 +11,7 @@ from .encoding import Form as Form
 from .encoding import label_token_ids as label_token_ids
 from .examples import Examples as Examples
 from .files import load_file as load_file
+from .files import load_prompts as load_prompts
 from .loaders import make_loader as make_loader
 from .packages import Package as Package
 from .packages import fetch as fetch

@@ -56,10 +56,24 @@ def _sequences(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_lengt
 
 
 def _next_tokens(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Feature]:
-    """Encode each text with itself as labels; the model shifts them."""
+    """Encode each text with itself as labels, or with its completion and that as labels; the model shifts them."""
+    if examples.completions:
+        pairs = zip(examples.texts, examples.completions, strict=True)
+        return [_completed(tokenizer, *pair, max_length) for pair in pairs]
     return [
         {**feature, "labels": feature["input_ids"]} for feature in _whole(examples, tokenizer, max_length)
     ]
+
+
+def _completed(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, max_length: int) -> Feature:
+    """Encode prompt and completion as one text that then ends, with labels on what comes after the prompt."""
+    ids, first = _tokenize(tokenizer, prompt, completion)
+    first = max(first, 1)  # nothing foresees the first token of all
+    if tokenizer.eos_token_id is not None:
+        ids = [*ids, tokenizer.eos_token_id]
+    feature = _fitted(ids[: first + max_length - 1], first, max_length)
+    pairs = zip(feature["input_ids"], feature.pop("option_mask"), strict=True)
+    return {**feature, "labels": [token if own else -100 for token, own in pairs]}
 
 
 def _whole(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Feature]:

@@ -13,7 +13,7 @@ Kind: TypeAlias = Literal["classification", "regression", "choice", "text"]
 
 Part: TypeAlias = Literal["train", "test"]
 
-_PER_ITEM = ("labels", "targets", "choices", "deviations", "parts")
+_PER_ITEM = ("labels", "targets", "choices", "deviations", "parts", "completions")
 _REQUIRED: dict[Kind, str | None] = {
     "classification": "labels",
     "regression": "targets",
@@ -36,6 +36,7 @@ class Examples:
         classes: The names of the classes (classification).
         deviations: The standard deviation of each target where it is known, else NaN (regression).
         parts: The part of its official split that each item belongs to, where there is one.
+        completions: What comes after each text, which alone is then predicted (text).
         source: Where the examples come from.
 
     Raises:
@@ -51,6 +52,7 @@ class Examples:
     classes: tuple[str, ...] = ()
     deviations: tuple[float, ...] = ()
     parts: tuple[Part, ...] = ()
+    completions: tuple[str, ...] = ()
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -85,8 +87,9 @@ class Examples:
         return len(self.classes) if self.kind == "classification" else 1
 
     def key(self, item: int) -> str:
-        """Return what makes an item the same as another: its text, and its choices if it has some."""
-        return "\x1f".join([self.texts[item], *(self.choices[item] if self.choices else ())])
+        """Return what makes an item the same as another: its text, and its choices or its completion if it has some."""
+        completion = self.completions[item : item + 1]
+        return "\x1f".join([self.texts[item], *(self.choices[item] if self.choices else ()), *completion])
 
     def select(self, items: Sequence[int]) -> Examples:
         """Return the examples with these indices, in this order."""

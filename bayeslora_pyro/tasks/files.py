@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["load_file", "to_choices"]
+__all__ = ["load_file", "load_prompts", "to_choices"]
 
 import json
 import math
@@ -27,7 +27,8 @@ def load_file(
 
     What is read follows from the columns: with ``target_column`` a regression, with ``label_column`` a
     classification; else, from the columns ``question``, ``choices`` (a list, in CSV as JSON) and ``label``
-    (an index from 0), multiple choice; else a classification if there is a column ``label``; else plain text.
+    (an index from 0), multiple choice; else a classification if there is a column ``label``; else, from the
+    columns ``prompt`` and ``completion``, texts of which the completion is predicted; else plain text.
 
     Args:
         path: A ``.jsonl`` or ``.csv`` file, perhaps gzipped.
@@ -60,6 +61,11 @@ def load_file(
     ):
         _check_columns(path, columns, ["label"])
         return to_choices(path.name, records, source=str(path))
+    if _is_of_completions(columns, text_column, label_column, target_column):
+        prompts, completions = (
+            tuple(_text(record, column) for record in records) for column in ("prompt", "completion")
+        )
+        return Examples(path.name, "text", prompts, completions=completions, source=str(path))
     text_column = text_column or "text"
     if target_column is None and label_column is None and "label" in columns:
         label_column = "label"
@@ -74,6 +80,36 @@ def load_file(
     known = _sorted_classes(path, label_column, names) if classes is None else tuple(classes)
     labels = tuple(_index(record, name, known) for record, name in zip(records, names, strict=True))
     return Examples(path.name, "classification", texts, labels=labels, classes=known, source=str(path))
+
+
+def load_prompts(path: str | PathLike[str]) -> tuple[str, ...]:
+    """Read what to begin texts with, from the column ``prompt`` of a file, or else ``text``.
+
+    Args:
+        path: A ``.jsonl`` or ``.csv`` file, perhaps gzipped.
+
+    Returns:
+        The prompts.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file or one of its lines is malformed; the message names the line.
+    """
+    path = Path(path)
+    records = read_records(path)
+    columns = list(dict.fromkeys(name for record in records for name in record.values))
+    column = "text" if "text" in columns and "prompt" not in columns else "prompt"
+    _check_columns(path, columns, [column])
+    return tuple(_text(record, column) for record in records)
+
+
+def _is_of_completions(columns: Sequence[str], *given: str | None) -> bool:
+    """Whether a file has prompts and completions, and nothing that speaks for another kind."""
+    return (
+        given == (None, None, None)
+        and {"prompt", "completion"} <= {*columns}
+        and not {"text", "label"} & {*columns}
+    )
 
 
 def to_choices(name: str, records: Sequence[Record], *, source: str) -> Examples:

@@ -80,7 +80,7 @@ def make_loader(
 
     Batches hold ``input_ids`` and ``attention_mask`` of shape ``(B, T)``, whatever else the tokenizer yields,
     and ``labels``: ``(B,)`` class indices or numbers, or for plain text ``(B, T)`` token ids, -100 on
-    padding.
+    padding and on prompts.
 
     Multiple choice comes as ``"options"``, where ``input_ids`` and ``attention_mask`` ``(N, T)`` hold all
     options of all items one after another, ``option_mask`` ``(N, T)`` is 1 on an option's own tokens,
@@ -94,7 +94,8 @@ def make_loader(
         batch_size: The number of items in a batch.
         shuffle: Whether each epoch has an order of its own, drawn from ``seed``.
         seed: The seed of the loader's own generator.
-        max_length: The largest number of tokens. Longer texts lose their end, longer questions their start.
+        max_length: The largest number of tokens. Longer texts lose their end, longer questions and prompts
+            their start, and completions that leave no room for a prompt their end.
         form: How examples become tokens; None for the form of their kind, ``"options"`` for multiple choice.
         group_by_length: Whether batches hold items of similar length, which saves padding. With ``shuffle``, the
             groups are drawn anew in each epoch, from some batches at a time. Without, the longest come first:
