@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeslora_pyro.checkpoints import load_modules, read_tensors, state_of, uninterrupted, write_tensors
+from bayeslora_pyro.checkpoints import (
+    check_modules,
+    load_modules,
+    read_tensors,
+    state_of,
+    uninterrupted,
+    write_tensors,
+)
 from bayeslora_pyro.config import FitConfig
 from bayeslora_pyro.elbo import ElboParts, PartsELBO
 from bayeslora_pyro.guides import Guide
@@ -187,7 +194,8 @@ class Run:
         if not self.checkpoint.exists():
             return
         tensors, header = read_tensors(self.checkpoint)
-        if not all(isinstance(header.get(name), kind) for name, kind in HEADER.items()):
+        whole = all(isinstance(header.get(name), kind) for name, kind in HEADER.items())
+        if not whole or not all(isinstance(row, dict) for row in header["history"]):
             raise ValueError(f"{self.checkpoint} is no checkpoint of a fit: choose another file.")
         if resume:
             self._restore(self.checkpoint, tensors, header)
@@ -207,11 +215,25 @@ class Run:
                 f"{path} is of a run of {done} steps without a snapshot after step {missed[0]}, which "
                 f"num_steps={self.config.num_steps} asks for. Give the num_steps that it was started with."
             )
-        load_modules(tensors, path, model=self.model, guide=self.guide)
+        for state in snapshots.values():
+            check_modules(state, path, model=self.model, guide=self.guide)
         optimizer = _numbered(tensors, "optimizer")
+        self._check_moments(optimizer, path)
+        load_modules(tensors, path, model=self.model, guide=self.guide)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": optimizer})
         self.snapshots = {step: snapshots[step] for step in wanted if step in snapshots}
         self.history = list(header["history"])
+
+    def _check_moments(self, optimizer: Mapping[int, Mapping[str, Tensor]], path: Path) -> None:
+        """Refuses moments that are not those of the parameters, which the optimizer itself would not notice."""
+        for index, state in optimizer.items():
+            shape = self.parameters[index].shape if index < len(self.parameters) else None
+            expected = {"step": torch.Size(), "exp_avg": shape, "exp_avg_sq": shape}
+            if {name: value.shape for name, value in state.items()} != expected:
+                raise ValueError(
+                    f"{path} does not belong to this model and guide: the optimizer's moments of parameter {index} are "
+                    "of another shape. Start anew without resume."
+                )
 
 
 def _numbered(tensors: Mapping[str, Tensor], prefix: str) -> dict[int, dict[str, Tensor]]:
@@ -221,6 +243,8 @@ def _numbered(tensors: Mapping[str, Tensor], prefix: str) -> dict[int, dict[str,
         kind, _, rest = full_name.partition(".")
         if kind == prefix:
             number, _, name = rest.partition(".")
+            if not number.isdecimal():
+                raise ValueError(f"The checkpoint has a tensor {full_name!r}, which is no fit's: start anew.")
             collected.setdefault(int(number), {})[name] = tensor
     return collected
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from peft import PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -82,10 +82,11 @@ def load_peft_model(
     """
     try:
         config = PeftConfig.from_pretrained(str(folder))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{folder / PEFT_CONFIG} is damaged: restore it from a copy, or fit again."
         ) from error
+    _check_config(config, folder / PEFT_CONFIG)
     base = load_base(config, description["settings"]) if base_model is None else base_model
     check_base(base, description)
     with without_pefts_notes():
@@ -93,3 +94,11 @@ def load_peft_model(
             nn.Module,
             PeftModel.from_pretrained(base, str(folder), adapter_name=adapter_name, is_trainable=True),
         )
+
+
+def _check_config(config: PeftConfig, source: Path) -> None:
+    """Refuses what is no LoRA, and what has PEFT import modules that the file names."""
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"{source} is of {config.peft_type}, and should be of LORA: fit again.")
+    if config.megatron_config is not None:
+        raise ValueError(f"{source} has a megatron_config, with which PEFT imports what it names: remove it.")
