@@ -30,6 +30,7 @@ from bayeslora_pyro.cli.terminal import say, show_facts, working
 from bayeslora_pyro.inference import FitResult
 from bayeslora_pyro.methods import Recipe
 from bayeslora_pyro.parameters import count_parameters
+from bayeslora_pyro.ranks import rank, wait_for_ranks
 from bayeslora_pyro.replacing import new_folder
 from bayeslora_pyro.tasks import PACKAGED_MODELS, TASKS
 
@@ -78,10 +79,12 @@ def _fit(plan: Plan, record: dict[str, Any], data: RunData, language: Language, 
         data.splits.train, plan.options["batch_size"], training=True, seed=plan.options["seed"]
     )
     checkpoint = plan.folder / CHECKPOINT
-    if plan.record is None:
-        _remove_checkpoints(plan.folder)
-    with blame("--output"):
-        write_json(plan.folder / RECORD, record)
+    if rank() == 0:
+        if plan.record is None:
+            _remove_checkpoints(plan.folder)
+        with blame("--output"):
+            write_json(plan.folder / RECORD, record)
+    wait_for_ranks()
     steps: list[float] = []
     try:
         return recipe.fit(
@@ -109,7 +112,9 @@ def _fit(plan: Plan, record: dict[str, Any], data: RunData, language: Language, 
 
 
 def _save(folder: Path, record: dict[str, Any], result: FitResult) -> None:
-    """Puts posterior and record into the place of the checkpoint, all or nothing."""
+    """Puts posterior and record into the place of the checkpoint, all or nothing; of several processes, the first."""
+    if rank():
+        return
     metadata = {
         "method": record["options"]["method"],
         "base_model": record["options"]["model"],
