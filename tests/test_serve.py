@@ -123,4 +123,5 @@ def test_a_body_without_a_length_is_cut_off(port: int) -> None:
 
 @pytest.mark.parametrize(("method", "path", "code"), [("GET", "/predict", 405), ("GET", "/docs", 404)])
 def test_other_places_are_not_there(method: str, path: str, code: int, port: int) -> None:
-    assert ask(port, b"", path, method)[0] == code
+    status, answer = ask(port, b"", path, method)
+    assert (status, list(answer)) == (code, ["error"])
