@@ -27,7 +27,7 @@ __all__ = [
     "working",
 ]
 
-_LIBRARIES = ("transformers", "peft", "torch", "arviz", "huggingface_hub")
+_LIBRARIES = ("transformers", "peft", "torch", "arviz", "huggingface_hub", "bitsandbytes")
 
 
 def say(message: str) -> None:
