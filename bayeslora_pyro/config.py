@@ -29,8 +29,8 @@ class FitConfig:
         draws_per_batch: How many draws share a batch, each serving a part of its items, at the cost of one draw.
             The gradient stays unbiased; its variance falls where the items agree, and may rise where they pull apart.
             Fewer where a batch cannot be shared evenly.
-        flipout: Whether the noise of mean-field factors has random signs of its own for each item of a batch: what it
-            sees is still one draw from the guide. All other factors are as without.
+        draw_per_item: Whether each item of a batch sees a draw of its own, at the cost of one: by flipout of mean-field
+            factors, by masks of dropped ones. All other factors are as without.
         num_particles: The number of such estimates per step, each with a pass over the whole batch.
         accumulate: The number of batches per optimizer step.
         max_grad_norm: Where to clip the norm of the gradient; its size is then in the history.
@@ -50,7 +50,7 @@ class FitConfig:
     kl_warmup: float = 0.3
     kl_cycle: int = 0
     draws_per_batch: int = 4
-    flipout: bool = False
+    draw_per_item: bool = False
     num_particles: int = 1
     accumulate: int = 1
     max_grad_norm: float | None = None

@@ -31,7 +31,7 @@ from bayeslora_pyro.ranks import rank, share_start, sum_over_ranks, world_size
 from bayeslora_pyro.transforms import StackedTransform
 from bayeslora_pyro.types import Batch, to_device
 
-__all__ = ["Row", "Run", "check_flipout", "group_parameters", "optimizer_groups"]
+__all__ = ["Row", "Run", "check_draw_per_item", "group_parameters", "optimizer_groups"]
 
 Row = dict[str, float]
 """One step of the history: the ELBO and its parts in nats per item, and the KL weight."""
@@ -55,11 +55,11 @@ class Run:
         checkpoint: The file for the state; None for none.
 
     Raises:
-        ValueError: If the settings ask for flipout, and the guide cannot have it.
+        ValueError: If each item should have a draw of its own, and the guide has no way to.
     """
 
     def __init__(self, model: BayesianLora, guide: Guide, config: FitConfig, checkpoint: Path | None) -> None:
-        check_flipout(guide, config)
+        check_draw_per_item(guide, config)
         self.model, self.guide, self.config, self.checkpoint = model, guide, config, checkpoint
         self.elbo = PartsELBO()  # type: ignore[no-untyped-call]
         self.history: list[Row] = []
@@ -133,9 +133,9 @@ class Run:
         return rows
 
     def _estimate(self, batch: Batch, num_draws: int) -> ElboParts:
-        centres = self.guide.centres() if self.config.flipout else None
+        per_item = self.guide.per_item() if self.config.draw_per_item else None
         try:
-            return self.elbo.parts(self.model, self.guide, batch, num_draws, centres)
+            return self.elbo.parts(self.model, self.guide, batch, num_draws, per_item)
         except FloatingPointError as error:
             raise FloatingPointError(f"Step {self.step}: {error} {CURE}") from error
 
@@ -250,13 +250,13 @@ def _numbered(tensors: Mapping[str, Tensor], prefix: str) -> dict[int, dict[str,
     return collected
 
 
-def check_flipout(guide: Guide, config: FitConfig) -> None:
-    """Raises a `ValueError` if the settings ask for flipout, and no stack of the guide can have it."""
-    if config.flipout and not guide.centres():
+def check_draw_per_item(guide: Guide, config: FitConfig) -> None:
+    """Raises a `ValueError` if each item should have a draw of its own, and no stack of the guide has a way to."""
+    if config.draw_per_item and not guide.per_item():
         raise ValueError(
-            f"flipout=True needs factors whose entries are independent and symmetric about a mean, and "
-            f"{type(guide).__name__} has none over this prior: fit with flipout=False, or take MeanFieldGuide over a "
-            "prior of the factors themselves, such as GaussianPrior."
+            f"draw_per_item=True needs factors with independent entries or dropped columns, and "
+            f"{type(guide).__name__} has none over this prior: fit with draw_per_item=False, or take MeanFieldGuide or "
+            "DropoutGuide over a prior of the factors themselves, such as GaussianPrior."
         )
 
 

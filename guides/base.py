@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from bayeslora_pyro.abstract import AbstractPyroModule
+from bayeslora_pyro.adapters import Flipout, PerItem
 from bayeslora_pyro.guides.guided import GuidedModel, GuidedPrior
 from bayeslora_pyro.guides.sites import MeanFieldSite, SitePosterior
 from bayeslora_pyro.plates import draws_plate, items_plate
-from bayeslora_pyro.types import WEIGHT_DIMS, Batch, FactorStack, Weights, named_dims
+from bayeslora_pyro.types import WEIGHT_DIMS, Batch, FactorStack, named_dims
 
 __all__ = ["Guide", "GuidedModel", "GuidedPrior"]
 
@@ -138,20 +139,27 @@ class Guide(AbstractPyroModule):
         """Whether the latent site has a density; a point, or several, has none, and no importance weights."""
         return not isinstance(self.get_posterior(stack), dist.Delta)
 
-    @final
-    def centres(self) -> dict[str, Tensor]:
-        """The means of the factors, by stack name, where all entries are independent and symmetric about them.
+    def get_per_item(self, stack: FactorStack) -> PerItem | None:
+        """How each item of a batch has a draw of its own from the base distribution, at the cost of one.
 
-        That is where the family says so, and the latent site is the factor itself. Shapes `(L, d_o, d_i)`.
+        By flipout where the entries are independent and symmetric; None where there is no way.
         """
-        return {stack.name: mean for stack in self.stacks if (mean := self._centre(stack)) is not None}
+        return Flipout(self.get_base_dist(stack).mean) if self.independent_entries else None
 
-    def _centre(self, stack: FactorStack) -> Tensor | None:
-        prior = self.model.prior_of(stack)
-        if not self.independent_entries or prior.latent is None or self.get_transform(stack) is not None:
-            return None
-        mean: Tensor = self.get_base_dist(stack).mean
-        return mean if self._is_factor(stack, mean) else None
+    @final
+    def per_item(self) -> dict[str, PerItem]:
+        """How each item of a batch has a draw of its own of the factors, by stack name, where there is a way.
+
+        That is where the family has one, and the latent site is the factor itself.
+        """
+        return {
+            stack.name: rule
+            for stack in self.stacks
+            if self.model.prior_of(stack).latent is not None
+            and self.get_transform(stack) is None
+            and self._is_factor(stack, self.get_base_dist(stack).mean)
+            and (rule := self.get_per_item(stack)) is not None
+        }
 
     def _is_factor(self, stack: FactorStack, latent: Tensor) -> bool:
         """Whether the latent site is the factor itself."""
@@ -191,14 +199,14 @@ class Guide(AbstractPyroModule):
 
     @final  # type: ignore[misc]
     def forward(
-        self, batch: Batch | None = None, num_draws: int = 1, centres: Weights | None = None
+        self, batch: Batch | None = None, num_draws: int = 1, per_item: Mapping[str, PerItem] | None = None
     ) -> dict[str, Tensor]:
         """Samples the latent sites of all stacks, and the weights where they are a site of their own.
 
         Args:
             batch: What the model takes; the local sites are those of its items, and without it there are none.
             num_draws: The number of draws S that share the batch.
-            centres: What the model takes for flipout; of no account here.
+            per_item: What the model takes, so that items have draws of their own; of no account here.
 
         Returns:
             The weights by stack name, `(L, d_o, d_i)`, or `(S, L, d_o, d_i)` for several draws.

@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, constraints, register_kl
 
+from bayeslora_pyro.adapters import Dropout, PerItem
 from bayeslora_pyro.guides.base import Guide, GuidedModel
 from bayeslora_pyro.types import FactorStack
 
@@ -133,6 +134,10 @@ class DropoutGuide(Guide):
     def get_base_dist(self, stack: FactorStack) -> TorchDistribution:
         """A point with dropped columns. Batch shape `(L,)`, event shape `(rows, cols)`."""
         return ColumnDropout(cast(Tensor, self._own(stack).loc), self.rate)
+
+    def get_per_item(self, stack: FactorStack) -> PerItem | None:
+        """By a mask of its own."""
+        return Dropout(cast(Tensor, self._own(stack).loc), self.rate)
 
     def has_density(self, stack: FactorStack) -> bool:
         """It has atoms instead."""

@@ -17,7 +17,7 @@ from bayeslora_pyro.adapters import (
     FreshNoise,
     Noise,
     Operator,
-    draw_flips,
+    PerItem,
     make_operators,
     pooled_features,
 )
@@ -180,18 +180,21 @@ class BayesianLora(PyroModule):
                 parameter.copy_(value)
         return model
 
-    def forward(self, batch: Batch, num_draws: int = 1, centres: Weights | None = None) -> Tensor:
+    def forward(
+        self, batch: Batch, num_draws: int = 1, per_item: Mapping[str, PerItem] | None = None
+    ) -> Tensor:
         """Samples all factors, runs the language model, and samples or observes `y`.
 
         Args:
             batch: What a collator yields.
             num_draws: The number of draws that share the batch: each serves an equal part of its items.
-            centres: What the factors of some stacks are independent and symmetric about, by stack name: each item then
-                sees their deviations from it with random signs of its own, by flipout.
+            per_item: How each item has a draw of its own of the factors of some stacks, by stack name; see
+                :meth:`~bayeslora_pyro.guides.Guide.per_item`.
         """
         weights = self.sample_weights(num_draws)
-        flips = draw_flips(centres, self.likelihood.item_of_row(batch)) if centres else None
-        operators: dict[str, Sequence[Operator]] = {**make_operators(weights, flips)}
+        operators = make_operators(
+            weights, per_item, self.likelihood.item_of_row(batch) if per_item else None
+        )
         if local := self.sample_local(batch):
             weights = {name: _as_many(values, local.get(name)) for name, values in weights.items()}
             operators |= self.local_operators(weights, local, batch)

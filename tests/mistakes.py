@@ -137,7 +137,7 @@ CONFIGS: dict[str, bytes] = {
     "a date for a number": b"num_steps: 2026-11-23",
     "many digits": b"num_steps: " + b"9" * 10_000,
     "nan": b"learning_rate: .nan",
-    "text for a switch": b"flipout: maybe",
+    "text for a switch": b"draw_per_item: maybe",
     "a tag": b"!!python/object/apply:os.system ['touch hacked']",
     "deep": b"a: " + b"[" * 5_000,
     "not UTF-8": b"\xff\xff",

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from bayeslora_pyro import elbo
-from bayeslora_pyro.adapters import operators
+from bayeslora_pyro.adapters import flipout
 from bayeslora_pyro.config import FitConfig
 from bayeslora_pyro.elbo import PartsELBO
 from bayeslora_pyro.guides import SquaredScaleGuide
@@ -88,7 +88,7 @@ def check_gradients(sign=1.0):
     """
     recipe, parameters = at_the_point()
     with drawn_from(torch.tensor([1.5])), flipped(sign):
-        PartsELBO().parts(recipe.model, recipe.guide, ITEM, 1, recipe.guide.centres()).loss(0.1).backward()
+        PartsELBO().parts(recipe.model, recipe.guide, ITEM, 1, recipe.guide.per_item()).loss(0.1).backward()
     likelihood = {1.0: {"M": -0.26, "G": -0.312}, -1.0: {"M": -0.74, "G": 0.888}}[sign]
     wanted = {"M": likelihood["M"] + 0.1 * 12.5, "G": likelihood["G"] - 0.1 * 1.8, "B": -0.3848}
     found = {name: parameter.grad.item() for name, parameter in parameters.items()}
@@ -98,7 +98,7 @@ def check_gradients(sign=1.0):
 def flipped(sign):
     """Has flipout give the one deviation this sign."""
     signs = [torch.ones(1, 1, 1).double(), torch.full((1, 1, 1), sign).double()]
-    return mock.patch.object(operators, "_signs", side_effect=signs)
+    return mock.patch.object(flipout, "_signs", side_effect=signs)
 
 
 class TestUpdate:
@@ -223,7 +223,7 @@ def test_recipe_is_the_published_one():
     assert recipe.model.prior_of(a).config() == {"scale": 0.2, "width_scaled": False}
     assert recipe.model.prior_of(b).latent is None
     assert recipe.config.kl_cycle == 65
-    assert (recipe.config.flipout, recipe.config.draws_per_batch) == (True, 1)
+    assert (recipe.config.draw_per_item, recipe.config.draws_per_batch) == (True, 1)
     deviation = recipe.guide.get_base_dist(a).stddev
     assert 0.05**2 / 2 <= deviation.min() <= deviation.max() <= 0.05**2 * (1 + 1e-6)
 

@@ -35,7 +35,10 @@ MISTAKES = {
     "not a number": (f"{FIT} --learning-rate nan", ["--learning-rate nan", "give a number"]),
     "no steps": (f"{FIT} --num-steps 0", ["--num-steps 0", "at least 1"]),
     "unknown schedule": (f"{FIT} --schedule step", ["--schedule step", "constant, linear, cosine"]),
-    "nothing to flip": (f"{FIT} --method lora --flipout", ["--flipout True", "flipout=False"]),
+    "nothing to draw": (
+        f"{FIT} --method lora --draw-per-item",
+        ["--draw-per-item True", "draw_per_item=False"],
+    ),
     "unknown precision": (f"{FIT} --dtype half", ["--dtype half", "float16"]),
     "no model": ("fit --data reviews.csv", ["--model is missing", "minilm"]),
     "no data": ("fit --model {bert}", ["--task or --data is missing"]),
@@ -298,5 +301,5 @@ def test_documented_commands_are_understood(tmp_path: Path, monkeypatch) -> None
         "--debug",
         "--config",
         "--no-khat",
-        "--no-flipout",
+        "--no-draw-per-item",
     }

@@ -71,12 +71,12 @@ def test_settings_of_the_method_depend_on_the_size_of_a_batch(
     for size in (4, 16):
         arguments = ["--model", bert, "--data", fitted / "reviews.csv", *MOODS, "--r", 2, "--num-steps", 1]
         flags = ["--method", "blob", "--batch-size", size, "--output", tmp_path / f"run{size}"]
-        assert bayeslora("fit", *arguments, *flags, *([] if size == 4 else ["--no-flipout"])) == 0
+        assert bayeslora("fit", *arguments, *flags, *([] if size == 4 else ["--no-draw-per-item"])) == 0
         settings[size] = json.loads((tmp_path / f"run{size}" / "run.json").read_text())
     num_data = settings[4]["data"]["train"]
     cycles = {size: run["fit"]["kl_cycle"] for size, run in settings.items()}
     assert cycles == {size: cycle_length(num_data, size) for size in (4, 16)}
-    assert [run["fit"]["flipout"] for run in settings.values()] == [True, False]
+    assert [run["fit"]["draw_per_item"] for run in settings.values()] == [True, False]
 
 
 def test_settings_reach_the_parts(fitted: Path, bert: Path, tmp_path: Path) -> None:

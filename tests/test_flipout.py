@@ -5,14 +5,15 @@ from itertools import product
 import pytest
 import torch
 
-from bayeslora_pyro.adapters import Adapter, FlipoutOperator, Flips, draw_flips, make_operators
-from bayeslora_pyro.guides import GUIDES, MeanFieldGuide
+from bayeslora_pyro.adapters import FlipoutOperator
+from bayeslora_pyro.adapters.flipout import Flipout, _signs
+from bayeslora_pyro.guides import GUIDES
 from bayeslora_pyro.models import BayesianLora
 
 from .exact import close, rand
 from .noise import affine
 from .small_priors import ALL
-from .tiny import tiny_batch, tiny_bert, tiny_llama
+from .tiny import tiny_bert
 
 pytestmark = pytest.mark.usefixtures("local_parameters")
 
@@ -90,71 +91,21 @@ class TestOperator:
     def test_activations_without_a_row_per_item_are_refused(self):
         operator = FlipoutOperator(MEAN, DEVIATIONS, PATTERNS[:, :2], PATTERNS[:, 2:])
         with pytest.raises(
-            ValueError, match=r"each of the 16 rows .* shape \(1, 32, 2\): fit with flipout=False"
+            ValueError, match=r"each of the 16 rows .* shape \(1, 32, 2\): fit with draw_per_item=False"
         ):
             operator(rand(1, 32, 2))
 
 
 def test_signs_are_fair_and_differ_between_items_factors_and_sides():
     torch.manual_seed(0)
-    flips = draw_flips({"A": rand(3, 2, 500)}, torch.arange(400))["A"]
-    assert (flips.out_signs.shape, flips.in_signs.shape) == ((3, 400, 2), (3, 400, 500))
-    for side in (flips.out_signs, flips.in_signs):
+    sides = [_signs((3, 400, size), rand(1)) for size in (2, 500)]
+    for side in sides:
         assert set(side.unique().tolist()) == {-1.0, 1.0}
         assert side.mean().abs() < 5 / side.numel() ** 0.5
-    assert not torch.equal(flips.in_signs[0], flips.in_signs[1])
-    assert not torch.equal(flips.in_signs[0, 0], flips.in_signs[0, 1])
+    assert not torch.equal(sides[1][0], sides[1][1])
+    assert not torch.equal(sides[1][0, 0], sides[1][0, 1])
 
 
-BATCHES = {
-    "classes": (lambda: tiny_bert(dtype=torch.float64), "classification", tiny_batch(items=4)),
-    "options": (lambda: tiny_llama(dtype=torch.float64), "choice", tiny_batch("options", items=4)),
-    "texts": (lambda: tiny_llama(dtype=torch.float64), "next_token", tiny_batch("next_token", items=4)),
-}
-
-
-def check_items(kind, draws=1, item_of_row=None):
-    """All rows of an item go through one function, that of the weights with its own signs."""
-    make, likelihood, batch = BATCHES[kind]
-    model = BayesianLora(make(), {"A": "gaussian", "B": "point"}, likelihood)
-    guide = MeanFieldGuide(model, scale=0.5)
-    weights, right = model.sample_weights() | guide(batch, draws), model.likelihood.item_of_row(batch)
-    flips = draw_flips(guide.centres(), right if item_of_row is None else item_of_row)
-    found = model.run_with(weights, batch, shared=draws > 1, operators=make_operators(weights, flips)).logits
-    for item in range(4):
-        rows, own = right == item, dict(weights)
-        for name, flip in flips.items():
-            deviation = weights[name].reshape(draws, *flip.centre.shape)[item * draws // 4] - flip.centre
-            out_signs, in_signs = (each[:, rows][:, 0] for each in (flip.out_signs, flip.in_signs))
-            own[name] = flip.centre + deviation * out_signs[:, :, None] * in_signs[:, None, :]
-        torch.testing.assert_close(found[rows], model.run_with(own, batch).logits[rows])
-
-
-@pytest.mark.parametrize("draws", [1, 2])
-@pytest.mark.parametrize("kind", BATCHES)
-def test_an_item_sees_one_function(kind, draws):
-    check_items(kind, draws)
-
-
-def test_planted_fault_signs_for_each_option():
-    with pytest.raises(AssertionError):
-        check_items("options", item_of_row=torch.arange(12))
-
-
-def test_factors_without_flips_are_bound_as_they_are():
-    adapter = Adapter(tiny_bert(dtype=torch.float64))
-    weights, batch = adapter.lora_weights(), tiny_batch()
-    name = adapter.stacks[0].name
-    still = {name: Flips(weights[name], torch.ones(4, 5, 2).double(), signs(4, 5, 16))}  # nothing deviates
-    outputs = [
-        adapter.run_with(weights, batch, operators=make_operators(weights, flips)).logits
-        for flips in (None, {}, still)
-    ]
-    close(outputs[1], outputs[0])
-    close(outputs[2], outputs[0])
-
-
-FLIPPED_FAMILIES = {"mean_field", "squared_scale"}
 FACTORS_THEMSELVES = {
     name for name in ALL if name not in ("point", "relative_noise", "rank_space") and "inducing" not in name
 }
@@ -165,11 +116,12 @@ FACTORS_THEMSELVES = {
 def test_factors_are_flipped_where_their_entries_are_independent(prior, guide):
     model = BayesianLora(tiny_bert(hidden=4, num_layers=1, dtype=torch.float64), ALL[prior]())
     family = GUIDES[guide](model)
-    centres = family.centres()
-    expected = guide in FLIPPED_FAMILIES and prior in FACTORS_THEMSELVES
-    assert set(centres) == ({stack.name for stack in model.stacks} if expected else set())
-    for name, centre in centres.items():
-        mean, root = affine(lambda name=name: family()[name])
-        covariance = root @ root.T
-        close(centre.flatten(), mean)
-        close(covariance, covariance.diag().diag())
+    rules = family.per_item()
+    has_own = guide in ("mean_field", "squared_scale", "dropout") and prior in FACTORS_THEMSELVES
+    assert set(rules) == ({stack.name for stack in model.stacks} if has_own else set())
+    for name, rule in rules.items():
+        if isinstance(rule, Flipout):
+            mean, root = affine(lambda name=name: family()[name])
+            covariance = root @ root.T
+            close(rule.centre.flatten(), mean)
+            close(covariance, covariance.diag().diag())

@@ -6,9 +6,9 @@ from unittest import mock
 import pytest
 import torch
 
-from bayeslora_pyro.adapters import FlipoutOperator, operators
+from bayeslora_pyro.adapters import FlipoutOperator, flipout
 from bayeslora_pyro.elbo import PartsELBO
-from bayeslora_pyro.guides import DeltaGuide, MeanFieldGuide
+from bayeslora_pyro.guides import DeltaGuide, DropoutGuide, MeanFieldGuide
 from bayeslora_pyro.inference import fit
 from bayeslora_pyro.models import BayesianLora
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("local_parameters")
 
 def drawn(*values):
     """Has signs be these, one tensor for outputs and one for inputs."""
-    return mock.patch.object(operators, "_signs", side_effect=values)
+    return mock.patch.object(flipout, "_signs", side_effect=values)
 
 
 def gradient(recipe, batch, *flipped):
@@ -33,8 +33,8 @@ def gradient(recipe, batch, *flipped):
     own = next(getattr(recipe.guide, stack.name) for stack in recipe.model.stacks if stack.role == "A")
     parameters = [own.loc, own.root_scale, *recipe.model.priors["B"].parameters()]
     with drawn(*flipped):
-        centres = recipe.guide.centres() if flipped else None
-        parts = PartsELBO().parts(recipe.model, recipe.guide, batch, 1, centres)
+        per_item = recipe.guide.per_item() if flipped else None
+        parts = PartsELBO().parts(recipe.model, recipe.guide, batch, 1, per_item)
     return torch.cat([g.flatten() for g in torch.autograd.grad(parts.log_likelihood["y"], parameters)])
 
 
@@ -111,7 +111,7 @@ class TestGradient:
 
     def test_planted_fault_a_centre_that_does_not_learn(self, monkeypatch):
         monkeypatch.setattr(
-            operators, "FlipoutOperator", lambda mean, *rest: FlipoutOperator(mean.detach(), *rest)
+            flipout, "FlipoutOperator", lambda mean, *rest: FlipoutOperator(mean.detach(), *rest)
         )
         with pytest.raises(AssertionError):
             check_mean_gradient()
@@ -132,7 +132,7 @@ def checkpointed_gradients(checkpointed):
     model = BayesianLora(peft_model, {"A": "gaussian", "B": "point"})
     guide = MeanFieldGuide(model, scale=0.5)
     torch.manual_seed(4)
-    loss = PartsELBO().parts(model, guide, tiny_batch(), 1, guide.centres()).loss()
+    loss = PartsELBO().parts(model, guide, tiny_batch(), 1, guide.per_item()).loss()
     return torch.autograd.grad(loss, [*guide.parameters(), *model.parameters()])
 
 
@@ -159,27 +159,33 @@ def fresh(prior="gaussian", family=MeanFieldGuide):
 
 
 class TestFit:
-    def test_only_what_items_see_changes(self):
+    @pytest.mark.parametrize("family", [MeanFieldGuide, DropoutGuide])
+    def test_only_what_items_see_changes(self, family):
         rows = [
-            fit(*fresh(), [tiny_batch()], num_steps=1, progress=False, flipout=flipout).history[0]
-            for flipout in (False, True)
+            fit(
+                *fresh(family=family), [tiny_batch()], num_steps=1, progress=False, draw_per_item=drawn
+            ).history[0]
+            for drawn in (False, True)
         ]
         assert rows[0]["kl"] == rows[1]["kl"]
         assert rows[0]["expected_log_likelihood"] != rows[1]["expected_log_likelihood"]
 
-    def test_a_resumed_run_gives_the_same_numbers(self, tmp_path, untouched_rng):
-        options = {"num_steps": 5, "progress": False, "flipout": True, "draws_per_batch": 2}
+    @pytest.mark.parametrize("family", [MeanFieldGuide, DropoutGuide])
+    def test_a_resumed_run_gives_the_same_numbers(self, family, tmp_path, untouched_rng):
+        options = {"num_steps": 5, "progress": False, "draw_per_item": True, "draws_per_batch": 2}
         batches, path = [tiny_batch(items=4, seed=seed) for seed in range(3)], tmp_path / "run"
-        wanted = fit(*fresh(), batches, **options)
+        wanted = fit(*fresh(family=family), batches, **options)
         with pytest.raises(KeyboardInterrupt):
-            fit(*fresh(), batches, **options, checkpoint=path, callbacks=[interrupt_at(1)])
-        assert_equal_runs(fit(*fresh(), batches, **options, checkpoint=path, resume=True), wanted)
+            fit(*fresh(family=family), batches, **options, checkpoint=path, callbacks=[interrupt_at(1)])
+        assert_equal_runs(
+            fit(*fresh(family=family), batches, **options, checkpoint=path, resume=True), wanted
+        )
 
     @pytest.mark.parametrize(
         ("prior", "family"),
         [("gaussian", DeltaGuide), ("point", MeanFieldGuide), ("inducing", MeanFieldGuide)],
     )
-    def test_nothing_to_flip_is_said_before_the_first_step(self, prior, family):
-        words = rf"flipout=True needs .* {family.__name__} has none .* fit with flipout=False, or take MeanFieldGuide"
+    def test_no_way_to_is_said_before_the_first_step(self, prior, family):
+        words = rf"draw_per_item=True needs .* {family.__name__} has none .* draw_per_item=False, or take"
         with pytest.raises(ValueError, match=words):
-            fit(*fresh(prior, family), [tiny_batch()], num_steps=1, progress=False, flipout=True)
+            fit(*fresh(prior, family), [tiny_batch()], num_steps=1, progress=False, draw_per_item=True)

@@ -4,10 +4,14 @@ from bayeslora_pyro.adapters.adapter import Adapter as Adapter
 from bayeslora_pyro.adapters.bases import describe_base as describe_base
 from bayeslora_pyro.adapters.bases import unchanged_on_failure as unchanged_on_failure
 from bayeslora_pyro.adapters.build import add_lora as add_lora
+from bayeslora_pyro.adapters.dropout import Dropout as Dropout
+from bayeslora_pyro.adapters.dropout import DropoutOperator as DropoutOperator
 from bayeslora_pyro.adapters.features import FEATURES as FEATURES
 from bayeslora_pyro.adapters.features import Features as Features
 from bayeslora_pyro.adapters.features import num_features as num_features
 from bayeslora_pyro.adapters.features import pooled_features as pooled_features
+from bayeslora_pyro.adapters.flipout import Flipout as Flipout
+from bayeslora_pyro.adapters.flipout import FlipoutOperator as FlipoutOperator
 from bayeslora_pyro.adapters.folders import PEFT_CONFIG as PEFT_CONFIG
 from bayeslora_pyro.adapters.folders import PEFT_TENSORS as PEFT_TENSORS
 from bayeslora_pyro.adapters.folders import load_peft_model as load_peft_model
@@ -17,11 +21,9 @@ from bayeslora_pyro.adapters.noise import KeyedNoise as KeyedNoise
 from bayeslora_pyro.adapters.noise import Noise as Noise
 from bayeslora_pyro.adapters.noise import NoiseScope as NoiseScope
 from bayeslora_pyro.adapters.noise import NoisyOperator as NoisyOperator
-from bayeslora_pyro.adapters.operators import FlipoutOperator as FlipoutOperator
-from bayeslora_pyro.adapters.operators import Flips as Flips
 from bayeslora_pyro.adapters.operators import LinearOperator as LinearOperator
 from bayeslora_pyro.adapters.operators import Operator as Operator
-from bayeslora_pyro.adapters.operators import draw_flips as draw_flips
+from bayeslora_pyro.adapters.operators import PerItem as PerItem
 from bayeslora_pyro.adapters.operators import make_operators as make_operators
 
 __all__ = [
@@ -29,9 +31,11 @@ __all__ = [
     "PEFT_CONFIG",
     "PEFT_TENSORS",
     "Adapter",
+    "Dropout",
+    "DropoutOperator",
     "Features",
+    "Flipout",
     "FlipoutOperator",
-    "Flips",
     "FreshNoise",
     "KeyedNoise",
     "LinearOperator",
@@ -39,9 +43,9 @@ __all__ = [
     "NoiseScope",
     "NoisyOperator",
     "Operator",
+    "PerItem",
     "add_lora",
     "describe_base",
-    "draw_flips",
     "load_peft_model",
     "make_operators",
     "num_features",

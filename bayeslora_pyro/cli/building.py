@@ -23,7 +23,7 @@ from bayeslora_pyro.ensemble import Ensemble
 from bayeslora_pyro.methods import METHODS, Recipe
 from bayeslora_pyro.models import BayesianLora, Likelihood
 from bayeslora_pyro.posterior import Posterior
-from bayeslora_pyro.runs import check_flipout
+from bayeslora_pyro.runs import check_draw_per_item
 from bayeslora_pyro.tasks import (
     PACKAGED_MODELS,
     Examples,
@@ -204,7 +204,7 @@ def make_recipe(
     settings = {name: options[name] for name in vars(FitConfig()) if options[name] is not None}
     with blame(", ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())):
         recipe = replace(recipe, config=recipe.config.replace(**settings))
-        check_flipout(recipe.guide, recipe.config)
+        check_draw_per_item(recipe.guide, recipe.config)
     if options["num_chains"] is not None:
         recipe = replace(recipe, num_chains=options["num_chains"])
     share = math.ceil(recipe.num_draws / recipe.num_members)  # of each member alike

@@ -56,20 +56,34 @@ def accumulate(
     """
     totals = Totals()
     for index, batch in enumerate(batches):
-        here = to_device(batch, model.adapter.device)
-        observed = model.likelihood.observed(here)
-        if observed is None:
-            raise ValueError("loader yields batches without labels: curvature needs the training data.")
-        kept = record(model, weights, here)
         with local_rng(seed, "fisher", index):
-            cotangents = _cotangents(model, kept, here, fisher)
-        structure.add(kept, [kept.pull_back(column) for column in cotangents])
-        predictive = model.likelihood.of_scores(kept.scores.detach(), here)
-        totals.log_likelihood += float(predictive.log_prob(observed).double().sum())
-        totals.num_items += kept.num_items
+            _add(totals, structure, model, weights, to_device(batch, model.adapter.device), fisher)
     if totals.num_items == 0:
         raise ValueError("loader yields no batch: give it at least one item.")
     return totals
+
+
+def _add(
+    totals: Totals,
+    structure: Structure,
+    model: BayesianLora,
+    weights: Weights,
+    batch: Batch,
+    fisher: Literal["exact"] | int,
+) -> None:
+    """Adds one batch; its graph goes with the record, before the next batch has one."""
+    observed = model.likelihood.observed(batch)
+    if observed is None:
+        raise ValueError("loader yields batches without labels: curvature needs the training data.")
+    kept = record(model, weights, batch)
+    structure.add_inputs(kept)
+    for column in _cotangents(
+        model, kept, batch, fisher
+    ):  # one at a time: each has the size of the activations
+        structure.add_gradients(kept, kept.pull_back(column))
+    predictive = model.likelihood.of_scores(kept.scores.detach(), batch)
+    totals.log_likelihood += float(predictive.log_prob(observed).double().sum())
+    totals.num_items += kept.num_items
 
 
 def _cotangents(

@@ -69,20 +69,19 @@ def linearised_batches(
     """
     pairs, first = [], 0
     for batch in batches:
-        kept = record(model, weights, to_device(batch, model.adapter.device))
-        mean = kept.scores.detach()
+        here = to_device(batch, model.adapter.device)
         if drawn is not None:
-            scores = mean + _moved(model, gaussians, kept, weights, drawn)
+            scores = _moved_scores(model, gaussians, weights, here, drawn)
         else:
-            second = covariances(model, [gaussians], kept)[0]
+            mean, second = score_moments(model, gaussians, weights, here)
             if predictive in CLOSED:
                 _check_classes(model, predictive, mean, batch)
                 scores = CLOSED[predictive](mean, second).unsqueeze(0)
             else:
                 scores = mean + draws_of(second, num_draws, seed, first, joint=predictive == "joint")
-        parts = read(model.likelihood.of_scores(scores, to_device(batch, scores.device)), batch)
+        parts = read(model.likelihood.of_scores(scores, here), batch)
         pairs.append((batch, tuple(part.cpu() for part in parts)))
-        first += len(mean)
+        first += scores.shape[-2]
     if not pairs:
         raise ValueError("batches is empty: give at least one batch.")
     return pairs
@@ -91,7 +90,10 @@ def linearised_batches(
 def score_moments(
     model: BayesianLora, gaussians: Gaussians, weights: Weights, batch: Batch
 ) -> tuple[Tensor, Tensor]:
-    """The mean and the covariance of the scores of a batch. Shapes `(items, C)` and `(items, C, C)`."""
+    """The mean and the covariance of the scores of a batch. Shapes `(items, C)` and `(items, C, C)`.
+
+    The graph of the forward pass, which takes the most memory, is gone when they are had.
+    """
     kept = record(model, weights, to_device(batch, model.adapter.device))
     return kept.scores.detach(), covariances(model, [gaussians], kept)[0]
 
@@ -231,16 +233,17 @@ def _check_classes(model: BayesianLora, predictive: str, mean: Tensor, batch: Ba
         raise ValueError(f"predictive={predictive!r} is about classes: predict numbers with 'joint'.")
 
 
-def _moved(
-    model: BayesianLora, gaussians: Gaussians, kept: Record, weights: Weights, drawn: Weights
+def _moved_scores(
+    model: BayesianLora, gaussians: Gaussians, weights: Weights, batch: Batch, drawn: Weights
 ) -> Tensor:
-    """What draws of the factors add to the scores, to first order. Shape `(S, items, C)`."""
+    """The scores with draws of the factors, to first order. Shape `(S, items, C)`."""
+    kept = record(model, weights, batch)
     num_draws = len(next(iter(drawn.values())))
     total = kept.scores.new_zeros(num_draws, *kept.scores.shape).detach()
     for name, place, derivative in derivatives(model, gaussians, kept):
         step = drawn[name][:, place] - weights[name][place]
         total = total + torch.einsum("ncij,sij->snc", derivative, step)
-    return total
+    return kept.scores.detach() + total
 
 
 def draws_of(covariance: Tensor, num_draws: int, seed: int, first: int, *, joint: bool = True) -> Tensor:

@@ -41,6 +41,8 @@ class Recorder:
 class Gradients:
     """The gradient of something with respect to the outputs of each factor, in the order of the stacks.
 
+    Those at tokens that do not count are not yet left out.
+
     Args:
         of: By factor, one for each call. Shapes `(rows, tokens, out)`.
     """
@@ -106,14 +108,8 @@ class Record:
         )
         gradients = iter(found)
         return Gradients(
-            tuple(
-                tuple(self._masked(_by_token(next(gradients))) for _ in recorder.outputs)
-                for recorder in self.recorders
-            )
+            tuple(tuple(_by_token(next(gradients)) for _ in recorder.outputs) for recorder in self.recorders)
         )
-
-    def _masked(self, values: Tensor) -> Tensor:
-        return values * self._mask_for(values).unsqueeze(-1)
 
     def _mask_for(self, values: Tensor) -> Tensor:
         """The mask, where it is about these tokens; else all of them count."""

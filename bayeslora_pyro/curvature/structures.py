@@ -20,14 +20,16 @@ __all__ = ["Diagonal", "Full", "Kronecker", "Structure", "jacobian"]
 class Structure(ABC):
     """Sums, over the items of a data set, what one structure keeps of their curvature."""
 
+    def add_inputs(self, record: Record) -> None:  # noqa: B027  # gradients may be all that a structure keeps
+        """Adds what the factors were given in a forward pass, once for each batch."""
+
     @abstractmethod
-    def add(self, record: Record, gradients: Sequence[Gradients]) -> None:
-        r"""Adds the items of a batch.
+    def add_gradients(self, record: Record, gradients: Gradients) -> None:
+        r"""Adds the gradients of a batch, once for each column of the root of the Fisher information of its scores.
 
         Args:
             record: The forward pass.
-            gradients: One for each column :math:`R_{\cdot k}` of the root of the Fisher information of the scores, the
-                pull-back of it.
+            gradients: The pull-back of the column, :math:`R_{\cdot k}`.
         """
 
 
@@ -38,8 +40,8 @@ def jacobian(record: Record, gradients: Gradients, index: int) -> Tensor:
         Shape `(items, d_o, d_i)`.
     """
     total: Tensor | None = None
-    for (inputs, _), outer in zip(record.inputs(index), gradients.of[index], strict=True):
-        by_row = outer.mT @ inputs
+    for (inputs, mask), outer in zip(record.inputs(index), gradients.of[index], strict=True):
+        by_row = (outer * mask.unsqueeze(-1)).mT @ inputs
         by_item = by_row.new_zeros(record.num_items, *by_row.shape[1:]).index_add(0, record.item, by_row)
         total = by_item if total is None else total + by_item
     if total is None:
@@ -104,23 +106,29 @@ class Kronecker(Structure):
         )
         self._counts = [0] * len(shapes)
 
-    def add(self, record: Record, gradients: Sequence[Gradients]) -> None:
-        """Adds the items of a batch."""
-        for index in range(len(self._counts)):
+    def add_inputs(self, record: Record) -> None:
+        """Adds what the factors were given."""
+        for index, side in enumerate(self._in):
             calls = list(record.inputs(index))
             if self.sharing == "expand":
                 for inputs, mask in calls:
-                    self._in[index].add(inputs[mask])
+                    side.add(inputs[mask])
                     self._counts[index] += int(mask.sum())
-                masks = [mask for _, mask in calls]
-                rows = [g[m] for each in gradients for g, m in zip(each.of[index], masks, strict=True)]
             else:
                 tokens = sum(_by_item(record, mask.sum(1)) for _, mask in calls)
                 total = sum(_by_item(record, (inputs * mask.unsqueeze(-1)).sum(1)) for inputs, mask in calls)
-                self._in[index].add(total / torch.as_tensor(tokens).unsqueeze(-1))
+                side.add(total / torch.as_tensor(tokens).unsqueeze(-1))
                 self._counts[index] += record.num_items
-                rows = [_by_item(record, g.sum(1)) for each in gradients for g in each.of[index]]
-            self._out[index].add(torch.cat(rows))
+
+    def add_gradients(self, record: Record, gradients: Gradients) -> None:
+        """Adds the gradients for one column."""
+        for index, side in enumerate(self._out):
+            calls = zip(gradients.of[index], record.inputs(index), strict=True)
+            if self.sharing == "expand":
+                side.add(torch.cat([gradient[mask] for gradient, (_, mask) in calls]))
+            else:
+                sums = [_by_item(record, (g * mask.unsqueeze(-1)).sum(1)) for g, (_, mask) in calls]
+                side.add(torch.cat(sums))
 
     @property
     def num_bytes(self) -> int:
@@ -143,11 +151,10 @@ class Diagonal(Structure):
             for _ in stack.adapters
         ]
 
-    def add(self, record: Record, gradients: Sequence[Gradients]) -> None:
-        """Adds the items of a batch."""
+    def add_gradients(self, record: Record, gradients: Gradients) -> None:
+        """Adds the gradients for one column."""
         for index, total in enumerate(self.sums):
-            for each in gradients:
-                total += jacobian(record, each, index).to(torch.float64).square().sum(0)
+            total += jacobian(record, gradients, index).to(torch.float64).square().sum(0)
 
 
 @final
@@ -166,11 +173,10 @@ class Full(Structure):
         size = sum(len(stack) * stack.shape[0] * stack.shape[1] for stack in stacks)
         self.matrix = torch.zeros(size, size, dtype=torch.float64, device=device)
 
-    def add(self, record: Record, gradients: Sequence[Gradients]) -> None:
-        """Adds the items of a batch."""
-        for each in gradients:
-            rows = self.rows(record, each)
-            self.matrix += rows.mT @ rows
+    def add_gradients(self, record: Record, gradients: Gradients) -> None:
+        """Adds the gradients for one column."""
+        rows = self.rows(record, gradients)
+        self.matrix += rows.mT @ rows
 
     def rows(self, record: Record, gradients: Gradients) -> Tensor:
         """The derivative of the pulled-back number of each item by all entries, in the order of the stacks."""

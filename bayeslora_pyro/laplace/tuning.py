@@ -54,4 +54,5 @@ def best_precision_on(
                 log_probs = model.likelihood.of_scores(scores, here).log_prob(observed).double()
                 costs[index] -= (log_probs.logsumexp(0) - math.log(NUM_DRAWS)).sum().cpu()
             seen += kept.num_items
+            del kept  # its graph goes before the next batch has one
     return grid[int(costs.argmin())]

@@ -68,7 +68,7 @@ def build(
         kl_warmup=0.0,
         kl_cycle=cycle_length(num_data, batch_size),
         draws_per_batch=1,
-        flipout=True,
+        draw_per_item=True,  # by flipout
         seed=seed,
     )
     return Recipe(model, guide, config, num_draws=10)

@@ -1,7 +1,8 @@
 """Monte Carlo dropout on the inputs of LoRA, drawn at predictions as in the fit.
 
 The variant is Gal and Ghahramani's own, a distribution over the factors A; see
-:class:`~bayeslora_pyro.guides.DropoutGuide`.
+:class:`~bayeslora_pyro.guides.DropoutGuide`. In the fit each item has a mask of its own, on activations; see
+:class:`~bayeslora_pyro.adapters.DropoutOperator`.
 
 | Dropout as a Bayesian Approximation: Representing Model Uncertainty in Deep Learning (Gal and Ghahramani, 2016)
 | https://arxiv.org/abs/1506.02142
@@ -44,7 +45,8 @@ def build(
         head_learning_rate=1e-3,
         kl_weight=1.0,
         kl_warmup=0.0,
-        draws_per_batch=16,  # as good as a mask for each item
+        draws_per_batch=1,
+        draw_per_item=True,
         seed=seed,
     )
     return Recipe(model, DropoutGuide(model, rate=rate, seed=seed), config, num_draws=16)

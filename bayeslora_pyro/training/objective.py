@@ -17,7 +17,7 @@ from bayeslora_pyro.isolation import local_rng, private_pyro, training_modes
 from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.ranks import rank, sum_over_ranks, world_size
-from bayeslora_pyro.runs import check_flipout, optimizer_groups
+from bayeslora_pyro.runs import check_draw_per_item, optimizer_groups
 from bayeslora_pyro.types import Batch, to_device
 
 __all__ = ["Objective"]
@@ -50,7 +50,7 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = config or FitConfig()
-        check_flipout(guide, self.settings)
+        check_draw_per_item(guide, self.settings)
         self.model, self.guide = model, guide
         self.parts: Mapping[str, float] = {}
         self._elbo = PartsELBO()  # type: ignore[no-untyped-call]
@@ -75,13 +75,13 @@ class Objective(nn.Module):
         place = micro * world_size() + own  # as in `fit`, where the batches of all processes are one row
         key: tuple[int | str, ...] = (settings.seed, "step", step, *([place] if place else []))
         num_draws = model.likelihood.most_draws(batch, settings.draws_per_batch)
-        centres = self.guide.centres() if settings.flipout else None
+        per_item = self.guide.per_item() if settings.draw_per_item else None
         with (
             private_pyro(),
             local_rng(*key),
             _autocast_within(model.adapter.peft_model, model.adapter.device),
         ):
-            parts = self._elbo.parts(model, self.guide, batch, num_draws, centres)
+            parts = self._elbo.parts(model, self.guide, batch, num_draws, per_item)
             self.parts = parts.values(model.num_data)
             return parts.loss(settings.kl_weight_at(step)) * (self._weight(batch) / model.num_data)
 
