@@ -20,6 +20,7 @@ from bayeslora_pyro.curvature import linearised_batches
 from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.isolation import evaluating, local_rng
 from bayeslora_pyro.models import BayesianLora
+from bayeslora_pyro.opposite import drawing
 from bayeslora_pyro.passes import LocalValues, Reader, each_batch, join, numbers
 from bayeslora_pyro.prediction import Prediction, RegressionPrediction
 from bayeslora_pyro.traces import is_named, mean_of, site_dims, stack_values, stack_weights
@@ -40,7 +41,9 @@ class Posterior:
     r"""The approximate posterior of the LoRA factors, :math:`q(W)`, with the model it belongs to.
 
     Draw `s` under a seed is a function of that seed and `s` alone: the first four of sixteen draws are the draws of
-    `num_draws=4`, however the draws are spread over forward passes.
+    `num_draws=4`, however the draws are spread over forward passes. Draws come in opposite pairs: every second one is
+    the one before, reflected about the mean, where the family is symmetric; see
+    :func:`~bayeslora_pyro.opposite.drawing`.
 
     Args:
         model: The model.
@@ -321,7 +324,7 @@ class Posterior:
         return evaluating(self.model.adapter.peft_model, self.model, self.guide)
 
     def _trace(self, seed: int, draw: int) -> poutine.Trace:
-        with local_rng(seed, "draw", draw):
+        with drawing(seed, draw):
             return poutine.trace(self.guide).get_trace()
 
     def _prior_trace(self, seed: int, draw: int) -> poutine.Trace:
@@ -333,7 +336,7 @@ class Posterior:
             return self.model.sample_weights()
 
     def _weights_of(self, seed: int, draw: int) -> dict[str, Tensor]:
-        with local_rng(seed, "draw", draw):
+        with drawing(seed, draw):
             weights = self.guide()
         fixed = {stack.name: stack for stack in self.stacks if stack.name not in weights}
         return weights | {

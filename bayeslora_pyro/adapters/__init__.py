@@ -1,6 +1,7 @@
 """PEFT models seen as stacks of LoRA factors: the only importer of peft."""
 
 from bayeslora_pyro.adapters.adapter import Adapter as Adapter
+from bayeslora_pyro.adapters.bases import check_base as check_base
 from bayeslora_pyro.adapters.bases import describe_base as describe_base
 from bayeslora_pyro.adapters.bases import unchanged_on_failure as unchanged_on_failure
 from bayeslora_pyro.adapters.build import add_lora as add_lora
@@ -25,6 +26,7 @@ from bayeslora_pyro.adapters.operators import LinearOperator as LinearOperator
 from bayeslora_pyro.adapters.operators import Operator as Operator
 from bayeslora_pyro.adapters.operators import PerItem as PerItem
 from bayeslora_pyro.adapters.operators import make_operators as make_operators
+from bayeslora_pyro.adapters.trained import load_lora as load_lora
 
 __all__ = [
     "FEATURES",
@@ -45,7 +47,9 @@ __all__ = [
     "Operator",
     "PerItem",
     "add_lora",
+    "check_base",
     "describe_base",
+    "load_lora",
     "load_peft_model",
     "make_operators",
     "num_features",

@@ -16,7 +16,7 @@ from bayeslora_pyro.adapters.adapter import Adapter
 from bayeslora_pyro.adapters.bases import check_base, load_base, without_pefts_notes
 from bayeslora_pyro.types import Weights
 
-__all__ = ["PEFT_CONFIG", "PEFT_TENSORS", "adapter_state", "load_peft_model", "write_folder"]
+__all__ = ["PEFT_CONFIG", "PEFT_TENSORS", "adapter_state", "load_peft_model", "read_config", "write_folder"]
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_TENSORS = "adapter_model.safetensors"
@@ -66,6 +66,25 @@ def write_folder(adapter: Adapter, weights: Weights, head: Mapping[str, Tensor],
     save_file(adapter_state(adapter, weights, head), folder / PEFT_TENSORS, {"format": "pt"})
 
 
+def read_config(folder: Path) -> PeftConfig:
+    """Reads the configuration of a PEFT folder.
+
+    Raises:
+        ValueError: If it is damaged, or has PEFT import modules that it names.
+    """
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{folder / PEFT_CONFIG} is damaged: restore it from a copy, or fit again."
+        ) from error
+    if getattr(config, "megatron_config", None) is not None:
+        raise ValueError(
+            f"{folder / PEFT_CONFIG} has a megatron_config, with which PEFT imports what it names: remove it."
+        )
+    return config
+
+
 def load_peft_model(
     folder: Path, base_model: nn.Module | None, adapter_name: str, description: Mapping[str, Any]
 ) -> nn.Module:
@@ -80,13 +99,11 @@ def load_peft_model(
     Raises:
         ValueError: If the folder is damaged, or the base model is another one or carries LoRA layers already.
     """
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    config = read_config(folder)
+    if not isinstance(config, LoraConfig):
         raise ValueError(
-            f"{folder / PEFT_CONFIG} is damaged: restore it from a copy, or fit again."
-        ) from error
-    _check_config(config, folder / PEFT_CONFIG)
+            f"{folder / PEFT_CONFIG} is of {config.peft_type}, and should be of LORA: fit again."
+        )
     base = load_base(config, description["settings"]) if base_model is None else base_model
     check_base(base, description)
     with without_pefts_notes():
@@ -94,11 +111,3 @@ def load_peft_model(
             nn.Module,
             PeftModel.from_pretrained(base, str(folder), adapter_name=adapter_name, is_trainable=True),
         )
-
-
-def _check_config(config: PeftConfig, source: Path) -> None:
-    """Refuses what is no LoRA, and what has PEFT import modules that the file names."""
-    if not isinstance(config, LoraConfig):
-        raise ValueError(f"{source} is of {config.peft_type}, and should be of LORA: fit again.")
-    if config.megatron_config is not None:
-        raise ValueError(f"{source} has a megatron_config, with which PEFT imports what it names: remove it.")

@@ -16,6 +16,7 @@ from torch import nn
 from bayeslora_pyro.adapters import add_lora
 from bayeslora_pyro.cli.choices import choice_form, choice_likelihood
 from bayeslora_pyro.cli.errors import CommandError, blame, one_line
+from bayeslora_pyro.cli.trained import check_post_hoc, load_trained
 from bayeslora_pyro.cli.units import TargetPosterior
 from bayeslora_pyro.config import FitConfig
 from bayeslora_pyro.ensemble import CONFIG as ENSEMBLE_CONFIG
@@ -155,13 +156,16 @@ def _max_length(base_model: Any, tokenizer: Any, asked: int | None) -> int:
     return min(128, longest) if asked is None else asked
 
 
-def adapt(language: Language, options: Mapping[str, Any], kind: str) -> nn.Module:
-    """Puts LoRA layers into the base model."""
+def adapt(language: Language, options: Mapping[str, Any], examples: Examples) -> nn.Module:
+    """Puts LoRA layers into the base model, fresh ones or those of a trained LoRA."""
+    task_type = _KINDS[examples.kind][1]
+    if options["adapter"] is not None:
+        return load_trained(language.base_model, options["adapter"], task_type, examples.classes)
     targets = options["target_modules"] or default_target_modules(options["model"])
     with blame("--target-modules"):
         return add_lora(
             language.base_model,
-            task_type=_KINDS[kind][1],
+            task_type=task_type,
             r=options["r"],
             lora_alpha=options["lora_alpha"],
             lora_dropout=options["lora_dropout"],
@@ -170,10 +174,12 @@ def adapt(language: Language, options: Mapping[str, Any], kind: str) -> nn.Modul
         )
 
 
-def check_method(name: str) -> None:
-    """Complains of a method that there is not."""
+def check_method(options: Mapping[str, Any]) -> None:
+    """Complains of a method that there is not, or that does not go with a trained LoRA."""
+    name = options["method"]
     if name not in METHODS:
         raise CommandError(f"--method {name} is not known: give one of {', '.join(METHODS)}")
+    check_post_hoc(options)
 
 
 def make_likelihood(language: Language, options: Mapping[str, Any], examples: Examples) -> Likelihood | str:
@@ -184,13 +190,27 @@ def make_likelihood(language: Language, options: Mapping[str, Any], examples: Ex
 
 
 def make_recipe(
-    peft_model: nn.Module, options: Mapping[str, Any], likelihood: Likelihood | str, num_data: int
+    peft_model: nn.Module,
+    options: Mapping[str, Any],
+    likelihood: Likelihood | str,
+    num_data: int,
+    tuning: Any,
 ) -> Recipe:
-    """Makes a method ready, with what the options change of its prior, its guide and its fit."""
+    """Makes a method ready, with what the options change of its prior, its guide and its fit.
+
+    Args:
+        peft_model: The PEFT model.
+        options: The options of `fit`.
+        likelihood: The likelihood, or its name.
+        num_data: The number of training items.
+        tuning: Batches of the tuning items, for `--laplace.precision tuning`.
+    """
     build = METHODS[options["method"]]
     own = _own_arguments(options)
     if "batch_size" in signature(build).parameters:
         own["batch_size"] = options["batch_size"]
+    if own.get("precision") == "tuning":
+        own["tuning"] = tuning
     with blame(", ".join(f"--{name} {options[name]}" for name in options if _is_own(name, options))):
         recipe = build(peft_model, likelihood, num_data, seed=options["seed"], **own)
     prior = {

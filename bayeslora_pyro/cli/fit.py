@@ -23,10 +23,11 @@ from bayeslora_pyro.cli.building import (
     make_recipe,
 )
 from bayeslora_pyro.cli.data import RunData, load_run_data
-from bayeslora_pyro.cli.errors import blame, one_line
+from bayeslora_pyro.cli.errors import CommandError, blame, one_line
 from bayeslora_pyro.cli.plans import PATHS, Plan, rooted
 from bayeslora_pyro.cli.runs import CHECKPOINT, FORMAT, RECORD, write_json
 from bayeslora_pyro.cli.terminal import say, show_facts, working
+from bayeslora_pyro.cli.trained import finish_trained
 from bayeslora_pyro.inference import FitResult
 from bayeslora_pyro.methods import Recipe
 from bayeslora_pyro.parameters import count_parameters
@@ -49,7 +50,7 @@ def run(plan: Plan) -> None:
     if known is not None and known["finished"]:
         say(f"{plan.folder} is finished: there is nothing to resume.")
         return
-    check_method(options["method"])
+    check_method(options)
     with working("reading the data"):
         data = load_run_data(options, None if known is None else known["data"])
     if known is not None and (plan.folder / CHECKPOINT).exists():
@@ -58,26 +59,39 @@ def run(plan: Plan) -> None:
     kind = data.examples.kind
     with working(f"loading {options['model']}"):
         language = load_language(options, kind, data.examples.num_outcomes, options["max_length"])
-        peft_model = adapt(language, options, kind)
+        peft_model = adapt(language, options, data.examples)
     likelihood = make_likelihood(language, options, data.examples)
-    recipe = make_recipe(peft_model, options, likelihood, len(data.splits.train))
+    tuning = _tuning_loader(options, data, language)
+    recipe = make_recipe(peft_model, options, likelihood, len(data.splits.train), tuning)
     recipe.model.to(language.base_model.device)
     recipe.guide.to(language.base_model.device)
     show_facts(_describe(plan.folder, options, data, recipe))
     record = _record(options, data, language, recipe)
     started = time.monotonic()
-    result = _fit(plan, record, data, language, recipe)
+    loader = language.loader(data.splits.train, options["batch_size"], training=True, seed=options["seed"])
+    if options["adapter"] is None:
+        result = _fit(plan, record, loader, recipe)
+    else:
+        result = finish_trained(recipe, loader, options["adapter"])
     _save(plan.folder, record, result)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     say(f"Saved to {plan.folder} after {minutes} min {seconds} s.")
     say(_next_step(plan.folder, options))
 
 
-def _fit(plan: Plan, record: dict[str, Any], data: RunData, language: Language, recipe: Recipe) -> FitResult:
+def _tuning_loader(options: Mapping[str, Any], data: RunData, language: Language) -> Any:
+    """The tuning items, if the precision of the prior is chosen by them."""
+    if options["laplace.precision"] != "tuning":
+        return None
+    if len(data.splits.tuning) == 0:
+        raise CommandError(
+            "--laplace.precision tuning needs tuning items, and these data leave none: raise --tuning"
+        )
+    return language.loader(data.splits.tuning, options["batch_size"])
+
+
+def _fit(plan: Plan, record: dict[str, Any], loader: Any, recipe: Recipe) -> FitResult:
     """Fits, with the checkpoint in the folder of the run."""
-    loader = language.loader(
-        data.splits.train, plan.options["batch_size"], training=True, seed=plan.options["seed"]
-    )
     checkpoint = plan.folder / CHECKPOINT
     if rank() == 0:
         if plan.record is None:
@@ -119,10 +133,11 @@ def _save(folder: Path, record: dict[str, Any], result: FitResult) -> None:
         "method": record["options"]["method"],
         "base_model": record["options"]["model"],
         "data": record["data"]["name"],
-        "kl_weight": record["fit"]["kl_weight"],
         "seed": record["options"]["seed"],
         "max_length": record["max_length"],
     }
+    if record["fit"] is not None:
+        metadata["kl_weight"] = record["fit"]["kl_weight"]
     if record["data"]["classes"]:
         metadata["label_names"] = record["data"]["classes"]
     if record["data"]["target"]:
@@ -159,8 +174,8 @@ def _record(options: Mapping[str, Any], data: RunData, language: Language, recip
         "data": data.record(),
         "max_length": language.max_length,
         "num_draws": recipe.num_draws,
-        "objective": _objective(recipe),
-        "fit": asdict(recipe.config),
+        "objective": _objective(options, recipe),
+        "fit": asdict(recipe.config) if options["adapter"] is None else None,
         "parameters": {**asdict(counts), "extra": counts.extra},
         "versions": {
             "bayeslora-pyro": __version__,
@@ -172,26 +187,30 @@ def _record(options: Mapping[str, Any], data: RunData, language: Language, recip
 
 def _describe(folder: Path, options: Mapping[str, Any], data: RunData, recipe: Recipe) -> dict[str, str]:
     counts = count_parameters(recipe.model, recipe.guide, members=recipe.num_members)
-    splits = data.splits
+    splits, adapter = data.splits, recipe.model.adapter
+    lora: Any = adapter.peft_model.peft_config[adapter.adapter_name]
     modules = sorted({name.rpartition(".")[2] for stack in recipe.model.stacks for name in stack.adapters})
     kind = data.examples.kind + (f" of {len(data.examples.classes)}" if data.examples.classes else "")
     return {
         "data": f"{data.name}, {kind}: {len(splits.train):,} to train on, {len(splits.tuning):,} for tuning, "
         f"{len(splits.test):,} for testing",
-        "base model": f"{options['model']}; LoRA of rank {options['r']}, alpha {options['lora_alpha']} on "
+        "base model": f"{options['model']}; LoRA of rank {lora.r}, alpha {lora.lora_alpha} on "
         f"{', '.join(modules)}",
-        "method": f"{options['method']}, {_objective(recipe)}",
+        "method": f"{options['method']}, {_objective(options, recipe)}",
         "parameters": f"LoRA's {counts.lora:,}; ours {counts.total - counts.head:,}, which is {abs(counts.extra):,} "
         f"{'more' if counts.extra >= 0 else 'fewer'} than LoRA; head {counts.head:,}",
         "folder": str(folder),
     }
 
 
-def _objective(recipe: Recipe) -> str:
+def _objective(options: Mapping[str, Any], recipe: Recipe) -> str:
     """Says what is maximised."""
+    after = "" if recipe.finish is None else f", then {recipe.finish.about}"
+    if options["adapter"] is not None:
+        return "a LoRA that was trained already" + after
     if any(prior.is_random for prior in recipe.model.priors_by_key().values()):
         return tempering("", recipe.config.kl_weight)
-    return tempering("lora", 0) + ("" if recipe.finish is None else f", then {recipe.finish.about}")
+    return tempering("lora", 0) + after
 
 
 def tempering(method: str, kl_weight: float) -> str:

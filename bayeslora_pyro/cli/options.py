@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from bayeslora_pyro.cli.values import ValueType, number, once, one_of, switch, text, texts, whole
+from bayeslora_pyro.cli.values import ValueType, number, number_or, once, one_of, switch, text, texts, whole
 from bayeslora_pyro.config import PREDICTIVES, FitConfig
 
 __all__ = ["COMMANDS", "FIT_FIELDS", "Command", "Option"]
@@ -107,6 +107,11 @@ _MODEL = _group(
     ("lora_alpha", whole(1), "LoRA's scaling is lora_alpha / r", 16),
     ("lora_dropout", number(0), "the dropout of LoRA's inputs, where --dropout is on", 0.0),
     ("target_modules", texts("MODULE"), "the modules that LoRA adapts (default: usual for the base model)"),
+    (
+        "adapter",
+        text("DIR"),
+        "a trained LoRA, as a PEFT folder, for tfb, laplace-lora and laplace-lora-last-layer: nothing is fitted",
+    ),
     ("max_length", whole(2), "the longest text in tokens (default: 128, or what the model takes)"),
     ("batch_size", whole(1), "how many items a batch holds", 16),
 )
@@ -158,7 +163,11 @@ _METHOD = _group(
         one_of("kronecker", "diagonal"),
         "what is kept of the curvature (default: kronecker)",
     ),
-    ("laplace.precision", number(), "the precision of the prior (default: by the evidence)"),
+    (
+        "laplace.precision",
+        number_or("evidence", "tuning"),
+        "the precision of the prior, or what chooses it: evidence, or tuning items (default: evidence)",
+    ),
     ("laplace.per", one_of("all", "role", "layer", "factor"), "which factors share one (default: all)"),
     (
         "laplace.modules",

@@ -25,7 +25,11 @@ _CONFIGS = ("posterior_config.json", "ensemble.json")
 """What a finished run holds one of."""
 
 
-PATHS = ("data", "data_dir", "model")
+_OF_ADAPTER = ("r", "lora_alpha", "lora_dropout", "target_modules")
+"""Options that a trained LoRA has settled."""
+
+
+PATHS = ("data", "data_dir", "model", "adapter")
 """Options that are, or may be, paths."""
 
 
@@ -101,6 +105,9 @@ def _plan_fit(call: Call) -> Plan:
     if options["model"] is None:
         raise CommandError("--model is missing: give minilm, smollm2, a name on the hub, or a folder")
     _check_settings(options)
+    if options["adapter"] is not None:
+        _check_adapter(options["adapter"], call.given)
+        options |= dict.fromkeys(_OF_ADAPTER)
     folder = Path(options["output"] or default_folder(options))
     if holds_run(folder) and options["resume"]:
         return _plan_resumed(folder, call.given)
@@ -161,6 +168,19 @@ def _check_file(flag: str, path: str | None) -> None:
     close = difflib.get_close_matches(Path(path).name, names, n=1)
     hint = f"did you mean {Path(path).with_name(close[0])}?" if close else "check the path"
     raise CommandError(f"{flag} {path}: there is no such file: {hint}")
+
+
+def _check_adapter(folder: str, given: Mapping[str, Any]) -> None:
+    """A trained LoRA has to be there, and settles what else a fit would be told."""
+    if not Path(folder).is_dir():
+        raise CommandError(f"--adapter {folder}: there is no such folder: check the path")
+    unfit = set(given) & {*_OF_ADAPTER, *FIT_FIELDS, "num_chains"} - {"seed"}
+    for name in sorted(unfit):
+        why = "has its own" if name in _OF_ADAPTER else "is not fitted"
+        value = " ".join(given[name]) if isinstance(given[name], list) else given[name]
+        raise CommandError(
+            f"--{name.replace('_', '-')} {value}: the LoRA of --adapter {folder} {why}: leave it out"
+        )
 
 
 def _check_settings(options: Mapping[str, Any]) -> None:

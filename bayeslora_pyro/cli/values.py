@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ValueType", "number", "once", "one_of", "switch", "text", "texts", "whole"]
+__all__ = ["ValueType", "number", "number_or", "once", "one_of", "switch", "text", "texts", "whole"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,21 @@ def number(minimum: float | None = None, optional: bool = False) -> ValueType:
         if not math.isfinite(result) or (minimum is not None and result < minimum):
             raise ValueError(wanted)
         return result
+
+    return ValueType(convert, "X")
+
+
+def number_or(*names: str) -> ValueType:
+    """A finite number, or one of some names."""
+    plain = number()
+
+    def convert(value: Any) -> Any:
+        if value in names:
+            return value
+        try:
+            return plain.convert(value)
+        except ValueError as error:
+            raise ValueError(f"{error}, or one of {', '.join(names)}") from None
 
     return ValueType(convert, "X")
 

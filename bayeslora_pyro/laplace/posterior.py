@@ -17,7 +17,7 @@ from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.types import Batch
 
-__all__ = ["laplace_posterior"]
+__all__ = ["check_tuning", "laplace_posterior"]
 
 
 def laplace_posterior(
@@ -56,8 +56,7 @@ def laplace_posterior(
         | https://arxiv.org/abs/2308.13111
     """
     config = replace(config or LaplaceConfig(), **settings)
-    if (config.precision == "tuning") != (tuning is not None):
-        raise ValueError("precision='tuning' and tuning=… belong together: give both, or neither.")
+    check_tuning(config, tuning)
     start = fitted if isinstance(fitted, Posterior) else None
     model = fitted if isinstance(fitted, BayesianLora) else fitted.model
     lora = model.adapter.lora_weights() if start is None else start.mean_adapter()
@@ -75,3 +74,9 @@ def laplace_posterior(
     posterior.history = [] if start is None else start.history
     posterior.metadata = ({} if start is None else start.metadata) | {"laplace": found.facts(precision)}
     return posterior
+
+
+def check_tuning(config: LaplaceConfig, tuning: Iterable[Batch] | None) -> None:
+    """Complains of tuning items without use, and of a precision that has none to be chosen by."""
+    if (config.precision == "tuning") != (tuning is not None):
+        raise ValueError("precision='tuning' and tuning=… belong together: give both, or neither.")

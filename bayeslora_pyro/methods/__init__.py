@@ -18,7 +18,7 @@ from bayeslora_pyro.methods import (
 from bayeslora_pyro.methods import map as maximum_a_posteriori
 from bayeslora_pyro.methods.recipe import Recipe as Recipe
 
-__all__ = ["METHODS", "Recipe"]
+__all__ = ["METHODS", "POST_HOC", "Recipe"]
 
 METHODS: dict[str, Callable[..., Recipe]] = {
     "lora": lora.build,
@@ -37,3 +37,6 @@ METHODS: dict[str, Callable[..., Recipe]] = {
     "bayesian-lora-mn": partial(bayesian_lora.build, transform=None, family="matrix_normal"),
 }
 """The methods by name: each takes `(peft_model, likelihood, num_data, *, seed)`."""
+
+POST_HOC = ("tfb", "laplace-lora", "laplace-lora-last-layer")
+"""The methods with a step after the fit, which a LoRA that is trained already can be given without one."""

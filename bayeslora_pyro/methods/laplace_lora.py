@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from bayeslora_pyro.laplace import LaplaceConfig, laplace_posterior, random_pattern
+from bayeslora_pyro.laplace import LaplaceConfig, check_tuning, laplace_posterior, random_pattern
 from bayeslora_pyro.methods import lora
 from bayeslora_pyro.methods.recipe import Recipe
 from bayeslora_pyro.models import Likelihood
@@ -31,6 +31,7 @@ def build(
     num_data: int,
     *,
     seed: int = 0,
+    tuning: Iterable[Batch] | None = None,
     **settings: Any,
 ) -> Recipe:
     """Builds Laplace-LoRA for a LoRA that the recipe fits first.
@@ -40,19 +41,24 @@ def build(
     each sum over the data taken once (the released code counts it once for each token), and a side of up to 1,024
     dimensions is kept whole.
 
-    A LoRA that is trained already needs no fit: :func:`bayeslora_pyro.laplace_posterior`.
+    A LoRA that is trained already needs no fit: :meth:`Recipe.finish_trained`, or
+    :func:`bayeslora_pyro.laplace_posterior`.
 
     Args:
         peft_model: The PEFT model.
         likelihood: The likelihood, or its name.
         num_data: The number of training items.
         seed: The seed.
+        tuning: Labelled items that are no training items, for `precision="tuning"`.
         settings: Fields of :class:`bayeslora_pyro.LaplaceConfig`.
+
+    Raises:
+        ValueError: If `precision="tuning"` and `tuning` do not come together.
     """
     recipe = lora.build(peft_model, likelihood, num_data, seed=seed)
     config = LaplaceConfig(seed=seed, **settings)
     random_pattern(recipe.model.stacks, config.modules)  # better now than after the fit
-    return replace(recipe, num_draws=NUM_DRAWS, finish=Approximate(config))
+    return replace(recipe, num_draws=NUM_DRAWS, finish=Approximate(config, tuning))
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,16 @@ class Approximate:
 
     Args:
         config: The settings.
+        tuning: Labelled items that are no training items, for `precision="tuning"`.
     """
 
     config: LaplaceConfig
+    tuning: Iterable[Batch] | None = None
     about: ClassVar[str] = "the curvature at it, and the precision of the prior"
+
+    def __post_init__(self) -> None:
+        check_tuning(self.config, self.tuning)  # better now than after the fit
 
     def __call__(self, fitted: Posterior, loader: Iterable[Batch]) -> Posterior:
         """Goes through the training data once; see :func:`bayeslora_pyro.laplace_posterior`."""
-        return laplace_posterior(fitted, loader, self.config)
+        return laplace_posterior(fitted, loader, self.config, tuning=self.tuning)

@@ -6,12 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from bayeslora_pyro.config import FitConfig
 from bayeslora_pyro.ensemble import Ensemble
 from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.inference import FitResult, fit
-from bayeslora_pyro.models import BayesianLora
+from bayeslora_pyro.models import BayesianLora, Regression
 from bayeslora_pyro.posterior import Posterior
+from bayeslora_pyro.prediction import RegressionPrediction
 from bayeslora_pyro.types import Batch
 
 __all__ = ["Recipe"]
@@ -64,3 +67,37 @@ class Recipe:
         chains = Ensemble([self.finish(fitted, loader) for fitted in result.chains])
         end = list(result.chains).index(result.posterior)
         return FitResult(chains[end], result.history, chains)
+
+    def finish_trained(self, loader: Iterable[Batch]) -> FitResult:
+        r"""Makes the posterior of the method at the LoRA that the PEFT model has, be it ours or one from elsewhere.
+
+        Nothing is fitted: the history is empty, and there is one chain. The noise of a regression, of which an adapter
+        knows nothing, gets its maximum likelihood, :math:`s^2 = \frac1N \sum_n (y_n - \mu(x_n))^2`.
+
+        Args:
+            loader: The labelled training items.
+
+        Raises:
+            ValueError: If the method has no step after the fit, or the LoRA does not bear it.
+        """
+        if self.finish is None:
+            raise ValueError(
+                "The method is all fit, with no step after it: fit it, or choose one of POST_HOC."
+            )
+        trained = Posterior(self.model, self.guide, metadata={"num_data": self.model.num_data})
+        _learn_noise(trained, loader)
+        posterior = self.finish(trained, loader)
+        return FitResult(posterior, [], Ensemble([posterior]))
+
+
+def _learn_noise(trained: Posterior, loader: Iterable[Batch]) -> None:
+    """Gives the likelihood the noise that explains the labelled items best, if it is a number of its own."""
+    likelihood = trained.model.likelihood
+    if not isinstance(likelihood, Regression) or likelihood.noise != "learned":
+        return
+    prediction = trained.predict(loader, num_draws=1)
+    if not isinstance(prediction, RegressionPrediction) or prediction.labels is None:
+        raise ValueError("loader yields batches without labels: give labelled items.")
+    squares = (prediction.loc[0] - prediction.labels).square()
+    with torch.no_grad():
+        likelihood.scale = squares.mean().sqrt().to(likelihood.scale)

@@ -57,7 +57,7 @@ def build(
 ) -> Recipe:
     """Builds TFB for a LoRA that the recipe fits first.
 
-    A LoRA that is trained already needs no fit: `recipe.finish(Posterior(recipe.model, recipe.guide), loader)`.
+    A LoRA that is trained already needs no fit: :meth:`Recipe.finish_trained`.
 
     Args:
         peft_model: The PEFT model.
