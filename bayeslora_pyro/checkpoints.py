@@ -16,9 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bayeslora_pyro.digests import digest_of_tensors
 from bayeslora_pyro.replacing import flush
 
 __all__ = [
+    "check_modules",
     "load_modules",
     "read_tensors",
     "replace_file",
@@ -49,14 +51,15 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None = None) -> None:
-    """Writes tensors and a JSON header into one safetensors file, in one step."""
+    """Writes tensors and a JSON header into one safetensors file, with a digest of both, in one step."""
     values = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    metadata = {"header": json.dumps(header or {})}
+    text = json.dumps(header or {})
+    metadata = {"header": text, "sha256": digest_of_tensors(text, values)}
     replace_file(path, lambda temporary: save_file(values, temporary, metadata))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what :func:`write_tensors` wrote.
+    """Reads what :func:`write_tensors` wrote; files of earlier versions have a header alone, and no digest.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -66,10 +69,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FileNotFoundError(f"There is no file {path}.")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("header", "{}"))
+            metadata = file.metadata() or {}
+            text = metadata.get("header", "{}")
+            header = json.loads(text)
             if not isinstance(header, dict):
                 raise ValueError("its header is no JSON object")
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata.keys() - {"header"} and metadata.get("sha256") != digest_of_tensors(text, tensors):
+            raise ValueError("it is not what was written")
+        return tensors, header
     except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}). Restore it from a copy, or fit again.") from error
 
@@ -89,6 +97,14 @@ def load_modules(tensors: Mapping[str, Tensor], source: Path, **modules: nn.Modu
     Raises:
         ValueError: If a tensor is missing, left over, or of another shape or dtype.
     """
+    check_modules(tensors, source, **modules)
+    with torch.no_grad():
+        for name, tensor in state_of(**modules).items():
+            tensor.copy_(tensors[name])
+
+
+def check_modules(tensors: Mapping[str, Tensor], source: Path, **modules: nn.Module) -> None:
+    """Raises the errors of :func:`load_modules`, and loads nothing."""
     expected = state_of(**modules)
     names = {name for name in tensors if name.partition(".")[0] in modules}
     for name in sorted(names ^ set(expected)):
@@ -101,9 +117,6 @@ def load_modules(tensors: Mapping[str, Tensor], source: Path, **modules: nn.Modu
                 f"{source} does not belong to this model and guide: {name!r} is {_kind(tensors[name])} there, and "
                 f"{_kind(tensor)} here."
             )
-    with torch.no_grad():
-        for name, tensor in expected.items():
-            tensor.copy_(tensors[name])
 
 
 def _kind(tensor: Tensor) -> str:

@@ -114,9 +114,9 @@ class Ensemble(Sequence[Posterior]):
         try:
             record = json.loads((path / CONFIG).read_text(encoding="utf-8"))
             size = record["num_chains"] if record["format"] == FORMAT else None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} holds no ensemble: it should have a readable {CONFIG}.") from error
-        if type(size) is not int or size < 1:
+        if type(size) is not int or size < 1 or not _has_members(path, size):
             raise ValueError(f"{path / CONFIG} is damaged, or of another version: fit again.")
         places = [path / f"chain-{index}" for index in range(size)]
         if isinstance(base_model, nn.Module):
@@ -133,6 +133,12 @@ class Ensemble(Sequence[Posterior]):
                 f"it is {num_draws}."
             )
         return num_draws // len(self)
+
+
+def _has_members(folder: Path, size: int) -> bool:
+    """Whether a folder holds the members that it should, and no more."""
+    names = {path.name for path in folder.glob("chain-*")}
+    return len(names) == size and names == {f"chain-{index}" for index in range(size)}
 
 
 def _load_sharing(places: Sequence[Path], base_model: nn.Module, parts: dict[str, Any]) -> list[Posterior]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -20,6 +19,7 @@ from bayeslora_pyro.adapters import (
     write_folder,
 )
 from bayeslora_pyro.checkpoints import load_modules, read_tensors, state_of, write_tensors
+from bayeslora_pyro.digests import digest_of_file, digest_of_record, signed
 from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.parts import build_guide, build_model, describe_guide, describe_model
@@ -32,18 +32,22 @@ __all__ = ["CONFIG", "TENSORS", "load", "peft_record", "read_record", "save", "s
 
 CONFIG = "posterior_config.json"
 TENSORS = "posterior.safetensors"
-FORMAT = 1
+FORMAT = 2
+"""Format 1 had digests of neither the record itself nor PEFT's configuration; it is still read."""
 
 RECORD: dict[str, Any] = {
     "format": int,
     "model": {"priors": dict, "likelihood": dict, "num_data": int, "adapter_name": str, "seed": int},
     "guide": dict,
     "base": {"layers": dict, "settings": dict},
-    "sha256": {TENSORS: str, PEFT_TENSORS: str},
+    "sha256": {TENSORS: str, PEFT_TENSORS: str, PEFT_CONFIG: str, CONFIG: str},
     "metadata": dict,
-    "history": list,
+    "history": [dict],
 }
-"""What `posterior_config.json` holds."""
+"""What `posterior_config.json` holds: a type, the types of the entries of a list, or those of an object by name."""
+
+RECORD_1 = RECORD | {"sha256": {TENSORS: str, PEFT_TENSORS: str}}
+"""What it held in format 1."""
 
 
 def save(posterior: Posterior, folder: Path) -> None:
@@ -57,11 +61,11 @@ def save(posterior: Posterior, folder: Path) -> None:
             "model": describe_model(model),
             "guide": describe_guide(guide),
             "base": describe_base(model.adapter),
-            "sha256": {name: _digest(target / name) for name in RECORD["sha256"]},
+            "sha256": {name: digest_of_file(target / name) for name in RECORD["sha256"] if name != CONFIG},
             "metadata": posterior.metadata,
             "history": posterior.history,
         }
-        (target / CONFIG).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        (target / CONFIG).write_text(json.dumps(signed(record, CONFIG), indent=1), encoding="utf-8")
 
 
 def save_draws(members: Sequence[Posterior], folder: Path, share: int, seed: int) -> list[Path]:
@@ -105,6 +109,7 @@ def load(
     record = read_record(folder)
     tensors, _ = read_tensors(folder / TENSORS)
     own = record["model"]
+    _check_sizes(folder, record, sum(tensor.numel() for tensor in tensors.values()))
     try:
         with unchanged_on_failure(base_model):
             if peft_model is None:
@@ -112,7 +117,9 @@ def load(
             model = build_model(peft_model, own, prior, likelihood)
             fitted = build_guide(model, record["guide"], guide)
             load_modules(tensors, folder / TENSORS, model=model, guide=fitted)
-    except (TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # a forged record may break anything that is made from it
         raise ValueError(f"{folder} is damaged, or does not fit what it is loaded with: {error}.") from error
     return model, fitted, record
 
@@ -147,34 +154,47 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} has format {known}, and this version reads {FORMAT}: update bayeslora-pyro."
         )
-    if wrong := "format" if known != FORMAT else _first_wrong(record, RECORD):
+    expected = {1: RECORD_1, FORMAT: RECORD}.get(known) if type(known) is int else None
+    if wrong := "format" if expected is None else _first_wrong(record, expected):
         raise ValueError(f"{path} is damaged (at {wrong!r}): restore it from a copy, or fit again.")
-    _check_files(folder, record["sha256"])
+    _check_files(folder, record)
     return record
 
 
 def _first_wrong(record: dict[str, Any], expected: dict[str, Any]) -> str | None:
     """Names the first entry that is missing or of another type."""
     for name, kind in expected.items():
-        inner = isinstance(kind, dict)
-        if type(record.get(name)) is not (dict if inner else kind):
+        outer = kind if isinstance(kind, type) else type(kind)
+        if type(record.get(name)) is not outer:
             return name
-        if inner and (wrong := _first_wrong(record[name], kind)):
+        if isinstance(kind, dict) and (wrong := _first_wrong(record[name], kind)):
             return f"{name}.{wrong}"
+        if isinstance(kind, list) and any(type(entry) is not kind[0] for entry in record[name]):
+            return name
     return None
 
 
-def _check_files(folder: Path, digests: dict[str, str]) -> None:
-    for name in (PEFT_CONFIG, *RECORD["sha256"]):
+def _check_sizes(folder: Path, record: dict[str, Any], stored: int) -> None:
+    """Refuses parts that would be larger than all that is stored of them, before they take the memory."""
+    own = record["model"]
+    for part in (*own["priors"].values(), own["likelihood"], record["guide"]):
+        config = part.get("config") if isinstance(part, dict) else None
+        for name, value in (config if isinstance(config, dict) else {}).items():
+            if isinstance(value, int) and name != "seed" and value > stored:
+                raise ValueError(
+                    f"{folder / CONFIG} asks for {name}={value}, and {TENSORS} holds {stored} numbers in all: restore "
+                    "it from a copy, or fit again."
+                )
+
+
+def _check_files(folder: Path, record: dict[str, Any]) -> None:
+    digests = {name: digest for name, digest in record["sha256"].items() if name in RECORD["sha256"]}
+    for name in (PEFT_CONFIG, *digests):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing: restore it from a copy, or fit again.")
-    for name in RECORD["sha256"]:
-        if _digest(folder / name) != digests[name]:
+    for name, digest in digests.items():
+        found = digest_of_record(record, CONFIG) if name == CONFIG else digest_of_file(folder / name)
+        if found != digest:
             raise ValueError(
                 f"{folder / name} is not the file that was saved: restore it from a copy, or fit again."
             )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,7 @@ from bayeslora_pyro.adapters import PEFT_CONFIG, PEFT_TENSORS
 from bayeslora_pyro.folders import CONFIG, TENSORS
 from bayeslora_pyro.posterior import Posterior
 
+from .damage import resign
 from .test_folders import bare, contents, posterior_of
 from .tiny import tiny_bert, tiny_llama
 
@@ -89,8 +90,8 @@ Change = Callable[[dict[str, Any]], Any]
 
 HOSTILE: dict[str, tuple[Change, str]] = {
     "later-format": (
-        lambda r: r.update(format=2),
-        "has format 2, and this version reads 1: update bayeslora-pyro",
+        lambda r: r.update(format=3),
+        "has format 3, and this version reads 2: update bayeslora-pyro",
     ),
     "odd-format": (lambda r: r.update(format="1"), "damaged .at 'format'"),
     "true-format": (lambda r: r.update(format=None), "damaged .at 'format'"),
@@ -140,6 +141,7 @@ def test_hostile_json_is_refused(case: str, saved: Path) -> None:
     record = json.loads((saved / CONFIG).read_text())
     change(record)
     (saved / CONFIG).write_text(json.dumps(record))
+    resign(saved)
     if message:
         assert_refused(saved, bare(), ValueError, message)
     else:  # what nobody reads harms nobody
@@ -164,7 +166,41 @@ def test_a_changed_peft_configuration_is_refused(case: str, saved: Path) -> None
         (saved / PEFT_CONFIG).write_text(json.dumps(config))
     else:
         (saved / PEFT_CONFIG).write_bytes(change)
+    assert_refused(saved, bare(), ValueError, f"{PEFT_CONFIG} is not the file that was saved: restore it")
+    resign(saved)
     assert_refused(saved, bare(), ValueError, message)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r["model"].update(num_data=21),
+        lambda r: r["history"][0].update(elbo=-1.4),
+        lambda r: r["guide"]["config"].update(scale=0.02),
+        lambda r: r["sha256"].update({PEFT_CONFIG: "0" * 64}),
+    ],
+)
+def test_a_changed_number_of_the_record_is_refused(change: Change, saved: Path) -> None:
+    record = json.loads((saved / CONFIG).read_text())
+    change(record)
+    (saved / CONFIG).write_text(json.dumps(record))
+    assert_refused(saved, bare(), ValueError, f"{CONFIG} is not the file that was saved|{PEFT_CONFIG} is not")
+
+
+def test_the_layout_of_the_record_does_not_matter(saved: Path) -> None:
+    record = json.loads((saved / CONFIG).read_text())
+    (saved / CONFIG).write_text(json.dumps(dict(reversed(record.items())), indent=4))
+    assert Posterior.load(saved, bare()).history == posterior_of().history
+
+
+def test_a_folder_of_format_1_is_read(saved: Path) -> None:
+    record = json.loads((saved / CONFIG).read_text()) | {"format": 1}
+    for name in (CONFIG, PEFT_CONFIG):
+        del record["sha256"][name]
+    (saved / CONFIG).write_text(json.dumps(record))
+    assert torch.equal(
+        Posterior.load(saved, bare()).weights(1)["A_2x16"], posterior_of().weights(1)["A_2x16"]
+    )
 
 
 BASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
@@ -217,6 +253,7 @@ def test_a_refused_base_model_can_be_used_again(saved: Path, recwarn: pytest.War
     base, whole = bare(), json.loads((saved / CONFIG).read_text())
     broken = whole | {"guide": {"type": "delta", "config": {}}}
     (saved / CONFIG).write_text(json.dumps(broken))
+    resign(saved)
     assert_refused(saved, base, ValueError, "in only one of the two")
     (saved / CONFIG).write_text(json.dumps(whole))
     assert torch.equal(Posterior.load(saved, base).weights(1)["A_2x16"], posterior_of().weights(1)["A_2x16"])

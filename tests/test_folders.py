@@ -27,6 +27,7 @@ from bayeslora_pyro.models import (
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.transforms import affine_autoregressive
 
+from .damage import resign
 from .small_priors import VARIANTS
 from .test_adapters import inputs, two_adapters
 from .test_placement import mixed
@@ -200,6 +201,7 @@ def test_base_that_the_folder_names_is_loaded(tmp_path: Path) -> None:
 def test_a_folder_that_names_no_base_asks_for_one(saved: Path) -> None:
     config = json.loads((saved / PEFT_CONFIG).read_text()) | {"base_model_name_or_path": None}
     (saved / PEFT_CONFIG).write_text(json.dumps(config))
+    resign(saved)
     with pytest.raises(ValueError, match="Give the base model itself, as base_model"):
         Posterior.load(saved)
 

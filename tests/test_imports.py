@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 IMPORTERS = {
     "peft": {"adapters", "tasks"},
-    "transformers": {"adapters", "tasks"},
+    "transformers": {"adapters", "tasks", "training"},
     "arviz": {"diagnostics"},
     "arviz_base": {"diagnostics"},
     "arviz_plots": {"diagnostics"},

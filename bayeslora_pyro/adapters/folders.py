@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from peft import PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -70,14 +70,19 @@ def read_config(folder: Path) -> PeftConfig:
     """Reads the configuration of a PEFT folder.
 
     Raises:
-        ValueError: If it is damaged.
+        ValueError: If it is damaged, or has PEFT import modules that it names.
     """
     try:
-        return PeftConfig.from_pretrained(str(folder))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{folder / PEFT_CONFIG} is damaged: restore it from a copy, or fit again."
         ) from error
+    if getattr(config, "megatron_config", None) is not None:
+        raise ValueError(
+            f"{folder / PEFT_CONFIG} has a megatron_config, with which PEFT imports what it names: remove it."
+        )
+    return config
 
 
 def load_peft_model(
@@ -95,6 +100,10 @@ def load_peft_model(
         ValueError: If the folder is damaged, or the base model is another one or carries LoRA layers already.
     """
     config = read_config(folder)
+    if not isinstance(config, LoraConfig):
+        raise ValueError(
+            f"{folder / PEFT_CONFIG} is of {config.peft_type}, and should be of LORA: fit again."
+        )
     base = load_base(config, description["settings"]) if base_model is None else base_model
     check_base(base, description)
     with without_pefts_notes():

@@ -6,12 +6,13 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from bayeslora_pyro.cli.errors import CommandError, one_line
 from bayeslora_pyro.cli.parsing import parse
 from bayeslora_pyro.cli.plans import make_plan
-from bayeslora_pyro.cli.terminal import complain, quiet_libraries
+from bayeslora_pyro.cli.terminal import complain, only_first_speaks, quiet_libraries
 
 __all__ = ["main"]
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         call = parse(arguments)
         plan = make_plan(call)
         # Only now: torch, Pyro and transformers take seconds to import.
-        with quiet_libraries(debug):
+        with quiet_libraries(debug), only_first_speaks(), _joined(call.command):
             command = importlib.import_module(f"bayeslora_pyro.cli.{call.command.replace(' ', '_')}")
             command.run(plan)
     except SystemExit as end:  # argparse has shown its help
@@ -44,6 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         return _report(error)
     return 0
+
+
+@contextmanager
+def _joined(command: str) -> Iterator[None]:
+    """Joins the processes that a launcher has started."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield
+        return
+    if command != "fit":
+        raise CommandError(f"{command} runs in one process: call it without a launcher")
+    with importlib.import_module("bayeslora_pyro.ranks").joined():
+        yield
 
 
 def _report(error: Exception) -> int:

@@ -29,6 +29,7 @@ from bayeslora_pyro.tasks import (
     PACKAGED_MODELS,
     Examples,
     Form,
+    check_quantization,
     default_target_modules,
     load_base_model,
     make_loader,
@@ -107,14 +108,24 @@ def load_language(
     name, form = options["model"], choice_form(options, kind)
     dtype = None if options["dtype"] is None else getattr(torch, options["dtype"])
     num_labels = num_classes if kind == "classification" else None
+    bits = options.get("quantization")  # which runs of earlier versions have not
     task_type: Any = _KINDS[kind][0]
+    if bits is not None:
+        with blame("--quantization", bits):
+            check_quantization(bits)
     with _blame_model(name):
         base_model, tokenizer = load_base_model(
-            name, task_type=task_type, num_labels=num_labels, dtype=dtype, seed=options["seed"]
+            name,
+            task_type=task_type,
+            num_labels=num_labels,
+            dtype=dtype,
+            quantization=bits,
+            seed=options["seed"],
         )
     device: Any = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        base_model.to(device)
+        if bits is None:  # else it lies where it was loaded
+            base_model.to(device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise CommandError(f"--device {device} is not to be had here: give cpu, or leave it out") from error
     return Language(base_model, tokenizer, _max_length(base_model, tokenizer, max_length), form)

@@ -31,6 +31,7 @@ from bayeslora_pyro.cli.trained import finish_trained
 from bayeslora_pyro.inference import FitResult
 from bayeslora_pyro.methods import Recipe
 from bayeslora_pyro.parameters import count_parameters
+from bayeslora_pyro.ranks import rank, wait_for_ranks
 from bayeslora_pyro.replacing import new_folder
 from bayeslora_pyro.tasks import PACKAGED_MODELS, TASKS
 
@@ -92,10 +93,12 @@ def _tuning_loader(options: Mapping[str, Any], data: RunData, language: Language
 def _fit(plan: Plan, record: dict[str, Any], loader: Any, recipe: Recipe) -> FitResult:
     """Fits, with the checkpoint in the folder of the run."""
     checkpoint = plan.folder / CHECKPOINT
-    if plan.record is None:
-        _remove_checkpoints(plan.folder)
-    with blame("--output"):
-        write_json(plan.folder / RECORD, record)
+    if rank() == 0:
+        if plan.record is None:
+            _remove_checkpoints(plan.folder)
+        with blame("--output"):
+            write_json(plan.folder / RECORD, record)
+    wait_for_ranks()
     steps: list[float] = []
     try:
         return recipe.fit(
@@ -123,7 +126,9 @@ def _fit(plan: Plan, record: dict[str, Any], loader: Any, recipe: Recipe) -> Fit
 
 
 def _save(folder: Path, record: dict[str, Any], result: FitResult) -> None:
-    """Puts posterior and record into the place of the checkpoint, all or nothing."""
+    """Puts posterior and record into the place of the checkpoint, all or nothing; of several processes, the first."""
+    if rank():
+        return
     metadata = {
         "method": record["options"]["method"],
         "base_model": record["options"]["model"],

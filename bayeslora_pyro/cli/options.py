@@ -116,6 +116,7 @@ _MODEL = _group(
     "base model and LoRA",
     ("model", text(), "minilm, smollm2, a name on the hub, or a folder"),
     ("dtype", one_of("float32", "bfloat16", "float16"), "the precision of the base model"),
+    ("quantization", one_of("8bit", "4bit"), "keep its linear layers in fewer bits, with bitsandbytes"),
     ("device", text("DEVICE"), "where to run (default: cuda if there is one, else cpu)"),
     ("r", whole(1), "the rank of LoRA", 8),
     ("lora_alpha", whole(1), "LoRA's scaling is lora_alpha / r", 16),

@@ -17,6 +17,9 @@ from bayeslora_pyro.cli.options import COMMANDS, Command, Option
 
 __all__ = ["Call", "parse", "with_values"]
 
+MAX_LEVELS = 2
+"""The levels of names that a configuration file may have, one more than options do."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -165,7 +168,7 @@ def _read_config(name: str, path: str) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise CommandError(f"--config {path}: {error.strerror}: give a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         place = "" if mark is None else f", line {mark.line + 1}"
         raise CommandError(f"--config {path}{place} is not YAML: {problem or one_line(error)}") from error
@@ -185,6 +188,8 @@ def _read_config(name: str, path: str) -> dict[str, Any]:
 
 
 def _flatten(content: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    if prefix.count(".") > MAX_LEVELS:  # which anchors that refer to one another would make without end
+        return [(prefix[:-1], None)]
     rows: list[tuple[str, Any]] = []
     for key, value in content.items():
         name = prefix + str(key).replace("-", "_")

@@ -16,8 +16,18 @@ RECORD = "run.json"
 CHECKPOINT = "checkpoint.safetensors"
 FORMAT = 1
 
-_PARTS = ("finished", "options")
-_PARTS_OF_FINISHED = ("data", "num_draws", "max_length", "fit")
+_PARTS: dict[str, type] = {
+    "finished": bool,
+    "options": dict,
+    "data": dict,
+    "num_draws": int,
+    "max_length": int,
+    "fit": dict,
+}
+"""What a record holds."""
+
+_UNFINISHED = ("finished", "options", "data")
+"""What is needed of it to go on with a fit."""
 
 
 def holds_run(folder: Path) -> bool:
@@ -39,9 +49,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         known = record["format"]
-        wanted = (*_PARTS, *(_PARTS_OF_FINISHED if record["finished"] else ()))
-        missing = [name for name in wanted if name not in record]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        wanted = _PARTS if record["finished"] else _UNFINISHED
+        missing = [name for name in wanted if not isinstance(record.get(name), _PARTS[name])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CommandError(f"{path} is damaged ({error}): restore it from a copy, or fit again") from error
     if known != FORMAT:
         raise CommandError(

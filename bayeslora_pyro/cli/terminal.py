@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from rich.console import Console
@@ -14,9 +15,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["complain", "figures", "quiet_libraries", "say", "show_facts", "show_table", "tracked", "working"]
+__all__ = [
+    "complain",
+    "figures",
+    "only_first_speaks",
+    "quiet_libraries",
+    "say",
+    "show_facts",
+    "show_table",
+    "tracked",
+    "working",
+]
 
-_LIBRARIES = ("transformers", "peft", "torch", "arviz", "huggingface_hub")
+_LIBRARIES = ("transformers", "peft", "torch", "arviz", "huggingface_hub", "bitsandbytes")
 
 
 def say(message: str) -> None:
@@ -27,6 +38,16 @@ def say(message: str) -> None:
 def complain(message: str) -> None:
     """Writes one line to standard error, whatever it holds."""
     sys.stderr.write(f"bayeslora: {' '.join(message.split())}\n")
+
+
+@contextmanager
+def only_first_speaks() -> Iterator[None]:
+    """Keeps standard output to the first of the processes that a launcher has started."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def show_facts(facts: Mapping[str, str]) -> None:

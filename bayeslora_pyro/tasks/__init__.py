@@ -3,6 +3,8 @@
 from .base_models import PACKAGED_MODELS as PACKAGED_MODELS
 from .base_models import default_target_modules as default_target_modules
 from .base_models import load_base_model as load_base_model
+from .bits import Quantization as Quantization
+from .bits import check_quantization as check_quantization
 from .catalogue import TASKS as TASKS
 from .catalogue import Task as Task
 from .catalogue import load_task as load_task

@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from .bits import Quantization, keep_differentiable, quantized
 from .cache import cache_folder, is_intact, publish, sha256_of
 from .packages import fetch
 from .pins import PACKAGES
@@ -63,6 +64,7 @@ def load_base_model(
     num_labels: int | None = None,
     dtype: torch.dtype | None = None,
     attention: str | None = None,
+    quantization: Quantization | None = None,
     seed: int = 0,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a base model and its tokenizer.
@@ -74,6 +76,8 @@ def load_base_model(
         num_labels: The number of classes (classification) or of outputs (regression, 1 if None).
         dtype: The dtype of the parameters; None for float32 (packaged) or the checkpoint's own.
         attention: How `transformers` is to compute attention, such as ``"eager"``; None for its own choice.
+        quantization: `"8bit"` or `"4bit"` (NF4) to keep the linear layers of the body in fewer bits, with bitsandbytes;
+            LoRA factors stay in float32 over it. ``dtype`` is then that of the rest, and of the products.
         seed: Initialises what the checkpoint lacks, such as a fresh head. No global random state changes.
 
     Returns:
@@ -97,6 +101,8 @@ def load_base_model(
     options["dtype"] = dtype or (torch.float32 if packaged else "auto")
     if attention is not None:
         options["attn_implementation"] = attention
+    if quantization is not None:
+        options |= quantized(quantization, dtype, _HEADS)
     try:
         with _quiet(bars=not Path(place).is_dir()), _seeded(seed):
             tokenizer = AutoTokenizer.from_pretrained(place)
@@ -106,6 +112,8 @@ def load_base_model(
             f"cannot load the base model {name!r}: {error}\n"
             f"Use a packaged model ({', '.join(PACKAGED_MODELS)}), a local folder, or a hub name"
         ) from error
+    if quantization is not None:
+        keep_differentiable(model)
     _warn_of_missing(name, info["missing_keys"])
     _set_padding(name, model, tokenizer)
     return model, tokenizer

@@ -202,7 +202,7 @@ def _choices(record: Record) -> tuple[str, ...]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f'{record.place}: \'choices\' is not a JSON list: write ["one", "two"]'
             ) from error

@@ -67,12 +67,16 @@ def _uncompressed(path: Path) -> bytes:
 
 def _decode(path: Path, content: bytes) -> str:
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ValueError(
             f"{path}, line {line} is not UTF-8 ({error.reason}): save the file as UTF-8"
         ) from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise ValueError(f"{path}, line {line} holds a NUL, which no text does: restore the file from a copy")
+    return text
 
 
 def _read_jsonl(path: Path, text: str) -> Iterator[Record]:
@@ -85,6 +89,12 @@ def _read_jsonl(path: Path, text: str) -> Iterator[Record]:
             values = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{place} is not JSON ({error.msg}): write one JSON object a line") from error
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # a number of thousands of digits, or thousands of brackets
+            reason = str(error).partition(";")[0]
+            raise ValueError(f"{place} cannot be read ({reason}): correct it or drop the line") from error
         if not isinstance(values, dict):
             raise ValueError(f"{place} holds a JSON {type(values).__name__}: write one JSON object a line")
         yield Record(place, values)
