@@ -16,7 +16,7 @@ from bayeslora_pyro.adapters import KeyedNoise, Operator, Prefix, make_operators
 from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.prediction import Prediction, RegressionPrediction
 from bayeslora_pyro.tiling import draws_per_pass
-from bayeslora_pyro.types import Batch, Weights, to_device
+from bayeslora_pyro.types import Batch, Weights, main_input, to_device
 
 __all__ = ["LocalValues", "Pair", "Reader", "each_batch", "numbers", "prediction_of"]
 
@@ -74,7 +74,7 @@ def each_batch(
             draws = range(first, min(first + size, num_draws))
             chunk = {name: weight[first : draws.stop] for name, weight in weights.items()}
             operators = {
-                **make_operators(chunk, random=random),
+                **make_operators(chunk, random=random, rows=len(draws) * len(main_input(on_device))),
                 **_local_operators(model, chunk, values, on_device, (seed, draws, first_item)),
             }
             parts.append(read(_predictive(model, chunk, on_device, operators, prefix), on_device))

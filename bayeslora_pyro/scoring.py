@@ -71,7 +71,8 @@ def _score(
     parts = []
     for first in range(0, len(next(iter(weights.values()))), size):
         chunk = {name: values[first : first + size] for name, values in weights.items()}
-        operators = make_operators(chunk, random=random)
+        num_tiles = len(next(iter(chunk.values())))
+        operators = make_operators(chunk, random=random, rows=num_tiles * rows)
         logits = adapter.run_with(chunk, batch, head, operators=operators, prefix=prefix, **arguments).logits
         expected = logits[:, -length - 1 : -1]
         expected = expected.to(torch.promote_types(expected.dtype, torch.float32)).unflatten(0, (-1, rows))

@@ -36,7 +36,7 @@ from bayeslora_pyro.models.rank_space import RankSpacePrior
 from bayeslora_pyro.models.relative_noise import RelativeNoisePrior
 from bayeslora_pyro.models.sparse import HorseshoePrior, LaplacePrior
 from bayeslora_pyro.plates import draws_plate, items_plate
-from bayeslora_pyro.types import Batch, FactorStack, Weights
+from bayeslora_pyro.types import Batch, FactorStack, Weights, main_input
 
 __all__ = ["LIKELIHOODS", "PRIORS", "BayesianLora"]
 
@@ -194,7 +194,10 @@ class BayesianLora(PyroModule):
         """
         weights = self.sample_weights(num_draws)
         operators = make_operators(
-            weights, per_item, self.likelihood.item_of_row(batch) if per_item else None
+            weights,
+            per_item,
+            self.likelihood.item_of_row(batch) if per_item else None,
+            rows=len(main_input(batch)),
         )
         if local := self.sample_local(batch):
             weights = {name: _as_many(values, local.get(name)) for name, values in weights.items()}

@@ -173,6 +173,7 @@ FORMS = {
     "changed in place": False,
     "skips": True,
     "reads all": True,
+    "changes what it has read": True,
     "something else": False,
     "twice": False,
     "backwards": False,
@@ -202,7 +203,9 @@ class Stack(nn.Module):
             hidden = out + seen[0] if self.form == "skips" and len(seen) == 3 else out
             hidden = hidden.add_(inputs_embeds) if self.form == "changed in place" else hidden
             seen.append(hidden)
-        hidden = sum(seen) if self.form == "reads all" else hidden
+        if self.form == "changes what it has read":
+            seen[0].add_(1.0)
+        hidden = sum(seen) if self.form in ("reads all", "changes what it has read") else hidden
         hidden = hidden.transpose(0, 1) if self.form == "tokens first" else hidden
         return SimpleNamespace(logits=hidden[:, 0, :3])
 
@@ -221,8 +224,14 @@ def test_blocks_are_shared_only_where_it_is_right(
     monkeypatch.setattr(
         prefix_module.Prefix, "replayed", lambda self, *a: (shared.append(self), replayed(self, *a))[1]
     )
-    with_prefix = posterior.predict([batch], DRAWS, seed=3, memory_budget=2**30).log_probs
+    budgets = [2**30, 1]  # all draws in one pass, and each in one of its own
+    if form == "tokens first":  # several draws at once would be wrong
+        with pytest.raises(ValueError, match=r"need activations whose first dimension .* memory_budget=1"):
+            posterior.predict([batch], DRAWS, memory_budget=budgets.pop(0))
+    found = [posterior.predict([batch], DRAWS, seed=3, memory_budget=each).log_probs for each in budgets]
     assert bool(shared) == FORMS[form] or form in ("twice", "tokens first")  # these are noticed on the way
     with monkeypatch.context() as patch:
         patch.setattr("bayeslora_pyro.adapters.adapter.find_prefix", lambda *_: None)
-        close(with_prefix, posterior.predict([batch], DRAWS, seed=3, memory_budget=2**30).log_probs, 1e-12)
+        wanted = posterior.predict([batch], DRAWS, seed=3, memory_budget=1).log_probs
+    for each in found:
+        close(each, wanted, 1e-12)

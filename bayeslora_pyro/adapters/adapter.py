@@ -144,6 +144,8 @@ class Adapter:
                 _check_shares(inputs, num_draws)
             else:
                 inputs = {name: _repeat(value, num_draws) for name, value in inputs.items()}
+        if operators is None:
+            operators = make_operators(weights, rows=len(main_input(inputs)))
         with self.bind(weights, head, operators):
             if prefix is not None:
                 with suppress(NotPlainError), prefix.replayed(num_draws or 1):

@@ -31,17 +31,28 @@ class LinearOperator:
 
     Args:
         weight: The factor, shape `(out, in)`, or one per tile, shape `(S, out, in)`.
+        rows: The number of rows of all tiles, if it is known.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
+    def __init__(self, weight: Tensor, rows: int | None = None) -> None:
+        self.weight, self._rows = weight, rows
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Maps activations `(S * items, ..., in)` to `(S * items, ..., out)`."""
+        """Maps activations `(S * items, ..., in)` to `(S * items, ..., out)`.
+
+        Raises:
+            ValueError: If there are several tiles, and the rows do not come first in the activations.
+        """
         inputs = inputs.to(self.weight.dtype)
         num_tiles = self.weight.shape[0] if self.weight.dim() == 3 else 1
         if num_tiles == 1:  # as PEFT does it; a batched product of one would run on one thread
             return nn.functional.linear(inputs, self.weight.reshape(self.weight.shape[-2:]))
+        if self._rows is not None and inputs.shape[0] % self._rows:  # a multiple, if tokens are rows too
+            raise ValueError(
+                f"{num_tiles} draws at once need activations whose first dimension is that of the {self._rows} rows, "
+                f"and an adapted module has activations of shape {tuple(inputs.shape)}: fit with draws_per_batch=1 and "
+                "predict with memory_budget=1, or leave the module out of target_modules."
+            )
         outputs = torch.bmm(inputs.reshape(num_tiles, -1, inputs.shape[-1]), self.weight.mT)
         return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
 
@@ -78,6 +89,7 @@ def make_operators(
     item_of_row: Tensor | None = None,
     *,
     random: Mapping[str, Sequence[bool]] | None = None,
+    rows: int | None = None,
 ) -> dict[str, Sequence[Operator]]:
     """Makes the operators of the factors of each stack, in their order.
 
@@ -87,19 +99,20 @@ def make_operators(
         item_of_row: The item of each row of the batch, counted from 0. Shape `(rows,)`; needed by `per_item`.
         random: Which factors differ between the S draws, by stack name, as :func:`varying` tells; the others are
             applied to all tiles at once. By default all.
+        rows: The number of rows of all tiles, if it is known.
     """
     per_item, random = per_item or {}, random or {}
     return {
         name: per_item[name].operators(values, cast(Tensor, item_of_row))
         if name in per_item
-        else _linear(values, random.get(name, [True] * values.shape[-3]))
+        else _linear(values, random.get(name, [True] * values.shape[-3]), rows)
         for name, values in weights.items()
     }
 
 
-def _linear(values: Tensor, random: Sequence[bool]) -> list[Operator]:
+def _linear(values: Tensor, random: Sequence[bool], rows: int | None) -> list[Operator]:
     pairs = zip(values.unbind(-3), random, strict=True)
-    return [LinearOperator(value if differs else value[0]) for value, differs in pairs]
+    return [LinearOperator(value if differs else value[0], rows) for value, differs in pairs]
 
 
 def check_rows(inputs: Tensor, rows: int) -> None:

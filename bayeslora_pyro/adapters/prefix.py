@@ -45,12 +45,14 @@ class Prefix:
         first: The first block with a random factor.
         forwards: What the blocks compute.
         outputs: What each of them put out; empty before :meth:`recorded`.
+        versions: How often each of these tensors had been changed in place by then.
     """
 
     blocks: tuple[nn.Module, ...]
     first: nn.Module
     forwards: tuple[Forward, ...]
     outputs: tuple[Any, ...] = ()
+    versions: tuple[list[int | None], ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -83,8 +85,25 @@ class Prefix:
             # What was changed in place since it was put out would be changed a second time when it is replayed.
             whole = all(_is_of_rows(out, rows) and _versions(out) == before for _, out, before in seen)
             if in_order and whole and all(None not in before for *_, before in seen):
-                return replace(self, outputs=tuple(output for _, output, _ in seen))
+                _, outputs, versions = zip(*seen, strict=True)
+                return replace(self, outputs=outputs, versions=versions)
         raise NotPlainError
+
+    def put_out(self, index: int, num_tiles: int) -> Any:
+        """S tiles of what a block put out.
+
+        One tile of what a block of the prefix sees next is what was put out itself. What others see next they may
+        change in place, so they are given copies.
+
+        Raises:
+            NotPlainError: If it was changed in place since.
+        """
+        output = self.outputs[index]
+        if num_tiles > 1 or index == len(self.blocks) - 1:
+            return _tiled(output, num_tiles)
+        if _versions(output) != self.versions[index]:
+            raise NotPlainError
+        return output
 
     @contextmanager
     def replayed(
@@ -112,7 +131,7 @@ class Prefix:
             if index == 0 and record is not None:
                 known = record()
             due += 1
-            output = _tiled(known.outputs[index], num_tiles)
+            output = known.put_out(index, num_tiles)
             given = [value.shape for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
             if _parts(output)[0].shape not in given:  # rows are not first, or the block changes the shape
                 raise NotPlainError
@@ -202,7 +221,7 @@ def _is_of_rows(output: Any, rows: int) -> bool:
 
 
 def _tiled(output: Any, num_tiles: int) -> Any:
-    """S copies of what a block put out, never itself: what comes next may change it in place."""
+    """S copies of what a block put out, never itself."""
     if type(output) in (tuple, list):
         return type(output)(_tiled(part, num_tiles) for part in output)
     return None if output is None else output.repeat(num_tiles, *[1] * (output.dim() - 1))
