@@ -29,6 +29,9 @@ __all__ = [
     "write_tensors",
 ]
 
+SIGNED = "sha256 header"
+"""The entry of the metadata of a file that holds the digest and, after a blank, the header."""
+
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Writes a file under another name and then moves it into place, so that it is never half there.
@@ -54,7 +57,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     """Writes tensors and a JSON header into one safetensors file, with a digest of both, in one step."""
     values = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(header or {})
-    metadata = {"header": text, "sha256": digest_of_tensors(text, values)}
+    # One entry: of several, safetensors writes any first, and the same content would not be the same file.
+    metadata = {SIGNED: f"{digest_of_tensors(text, values)} {text}"}
     replace_file(path, lambda temporary: save_file(values, temporary, metadata))
 
 
@@ -70,12 +74,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            text = metadata.get("header", "{}")
+            digest, _, text = metadata.get(SIGNED, f" {metadata.get('header', '{}')}").partition(" ")
             header = json.loads(text)
             if not isinstance(header, dict):
                 raise ValueError("its header is no JSON object")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata.keys() - {"header"} and metadata.get("sha256") != digest_of_tensors(text, tensors):
+        if metadata.keys() - {"header"} and digest != digest_of_tensors(text, tensors):
             raise ValueError("it is not what was written")
         return tensors, header
     except (SafetensorError, ValueError, RecursionError) as error:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bayeslora_pyro.adapters import PEFT_CONFIG, PEFT_TENSORS
+from bayeslora_pyro.checkpoints import SIGNED
 from bayeslora_pyro.digests import digest_of_file, signed
 from bayeslora_pyro.folders import CONFIG, TENSORS
 
@@ -63,8 +64,9 @@ def reshape(path: Path, source: random.Random) -> None:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        header = dict(file.metadata() or {})
-    header.pop("sha256", None)
+        metadata = dict(file.metadata() or {})
+    if SIGNED in metadata:  # as an earlier version wrote it
+        metadata = {"header": metadata[SIGNED].partition(" ")[2]}
     tensors = load_file(path)
     name = source.choice(sorted(tensors))
     value = tensors.pop(name)
@@ -81,7 +83,7 @@ def reshape(path: Path, source: random.Random) -> None:
             source.choice(("model.x", "optimizer.x.y", "snapshot.-1.z")): value.clone(),
         },
     }
-    save_file(tensors | changes[source.choice(sorted(changes))](), path, header)
+    save_file(tensors | changes[source.choice(sorted(changes))](), path, metadata)
 
 
 HOSTILE: tuple[Any, ...] = (

@@ -202,7 +202,8 @@ def option_mistakes() -> Iterator[Mistake]:
     """Yields a line for each bad value of each option."""
     for command, rows in COMMANDS.items():
         whole = [*FIT, "--model", "{bert}", "--data", "reviews.csv", *MOODS]
-        start = whole if command == "fit" else [command, "{run}"]
+        run = ["{run}"] if rows.takes_run else []
+        start = whole if command == "fit" else [*command.split(), *run]
         for option in rows.options:
             for value in _bad_values(option):
                 yield f"{command} {option.flag} {value!r}", [*start, option.flag, *value], option.flag

@@ -27,6 +27,7 @@ from .cli_files import (
     snapshot,
     write,
 )
+from .damage import resign
 from .tiny import tiny_batch, tiny_bert
 
 __all__ = ["bert", "fitted", "llama"]
@@ -297,6 +298,7 @@ def _change(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
     record = json.loads(path.read_text())
     change(record)
     path.write_text(json.dumps(record))
+    resign(run)
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -39,7 +39,7 @@ def test_draws_have_the_mean_and_the_covariance_of_the_scores(kind: str) -> None
     batches, test = data(kind=kind), tiny_batch(kind, seed=7)
     found = laplace_posterior(model, batches)
     mean, covariance = moments(found, test)
-    for predictive, count in (("joint", 4000), ("weights", 2000)):
+    for predictive, count in (("joint", 4000), ("weights", 5000)):
         drawn = linearised_batches(
             found.model,
             found.guide.factor_posteriors(),

@@ -27,7 +27,8 @@ LARGEST = 60_000
 
 FRESH = """
 %reset -f
-import warnings
+import logging, warnings
+logging.getLogger("bitsandbytes").setLevel("ERROR")  # which says on its import what it lacks on a processor
 warnings.filterwarnings("ignore", "IProgress")  # tqdm would like ipywidgets
 import pyro, torch
 warnings.resetwarnings()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from bayeslora_pyro.cli.errors import CommandError
@@ -16,13 +17,13 @@ RECORD = "run.json"
 CHECKPOINT = "checkpoint.safetensors"
 FORMAT = 1
 
-_PARTS: dict[str, type] = {
+_PARTS: dict[str, type | UnionType] = {
     "finished": bool,
     "options": dict,
     "data": dict,
     "num_draws": int,
     "max_length": int,
-    "fit": dict,
+    "fit": dict | None,  # a LoRA that was trained already was not fitted
 }
 """What a record holds."""
 
@@ -50,7 +51,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         known = record["format"]
         wanted = _PARTS if record["finished"] else _UNFINISHED
-        missing = [name for name in wanted if not isinstance(record.get(name), _PARTS[name])]
+        missing = [name for name in wanted if not isinstance(record.get(name, NotImplemented), _PARTS[name])]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CommandError(f"{path} is damaged ({error}): restore it from a copy, or fit again") from error
     if known != FORMAT:
