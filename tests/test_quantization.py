@@ -11,9 +11,13 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bayeslora_pyro import laplace_posterior
 from bayeslora_pyro.adapters import Adapter
+from bayeslora_pyro.curvature import record
+from bayeslora_pyro.curvature.structures import jacobian
 from bayeslora_pyro.guides import MeanFieldGuide
 from bayeslora_pyro.inference import fit
+from bayeslora_pyro.isolation import evaluating
 from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.tasks import load_base_model
@@ -162,3 +166,23 @@ def test_the_command_fits_and_scores_in_eight_bits(bert: Path, tmp_path: Path, c
     fit_ += ["--prior.rows", 3, "--prior.cols", 3, "--quantization", "8bit", "--output", tmp_path / "run"]
     assert bayeslora(*fit_) == 0
     assert bayeslora("evaluate", tmp_path / "run", "--num-draws", 2) == 0
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_curvature_is_recorded_over_any_base(bits: str, llama: Path) -> None:
+    """The Jacobians of the recorder are those of autograd through the factors, and the posterior predicts."""
+    model = BayesianLora(lora_over(llama, bits), "point", "choice", 5)
+    batch = tiny_batch("options")
+    leaves = {n: w.clone().requires_grad_() for n, w in drawn(model.adapter).items()}
+    with evaluating(model.adapter.peft_model, model), torch.enable_grad():
+        kept = record(model, {name: leaf.detach() for name, leaf in leaves.items()}, batch)
+        cotangent = torch.randn(kept.scores.shape, generator=torch.Generator().manual_seed(5))
+        scores = model.likelihood.scores(model.run_with(leaves, batch), batch)
+        wanted = torch.autograd.grad((scores * cotangent).sum(), list(leaves.values()))
+        pulled = kept.pull_back(cotangent)
+    first = len(wanted[0])
+    found = torch.stack([jacobian(kept, pulled, index).sum(0) for index in range(first)])
+    scale = wanted[0].abs().max().item()
+    torch.testing.assert_close(found, wanted[0], rtol=0, atol=10 * ROUNDING[bits] * scale)
+    prediction = laplace_posterior(model, [batch], precision=1.0).predict([batch], 50)
+    assert prediction.probs.isfinite().all()
