@@ -50,7 +50,7 @@ def finish_trained(recipe: Recipe, loader: Iterable[Batch], folder: str) -> FitR
     with blame("--adapter", folder):
         result = recipe.finish_trained(loader)
     likelihood = result.posterior.model.likelihood
-    if isinstance(likelihood, Regression) and float(likelihood.scale) >= 1:
+    if isinstance(likelihood, Regression) and float(likelihood.scale.detach()) >= 1:
         warnings.warn(
             f"the LoRA of {folder} predicts the training targets no better than their mean: was it trained on targets "
             "standardised by the mean and the deviation of the training set, as those of a run are?",
