@@ -18,7 +18,7 @@ def measure_flow(case: Case, options: argparse.Namespace, name: str) -> Row:
     """Fits a flow guide; after each step, a mean-field guide of the same model takes one of its own."""
     model = BayesianLora(case.peft_model, "inducing", case.likelihood, num_data=NUM_DATA)
     flow, mean_field = FlowGuide(model, transform=name), MeanFieldGuide(model)
-    timer = Timer(options)
+    timer = Timer(options.device, options.clock)
     flow_loader, mean_field_loader = (StampedLoader(case.batch, timer.now) for _ in range(2))
     ours: list[float] = []
     theirs: list[float] = []

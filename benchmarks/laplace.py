@@ -99,7 +99,7 @@ def _trained(case: Case) -> Case:
 
 def measure(case: Case, options: argparse.Namespace) -> Row:
     """Our pass and an epoch of plain training take turns; then, of classifiers, our pass and that of laplace-torch."""
-    ours, step, timer = our_pass(_trained(case)), plain_step(case), Timer(options)
+    ours, step, timer = our_pass(_trained(case)), plain_step(case), Timer(options.device, options.clock)
     pairs = []
     for _ in range(WARM_UP + options.repeats):
         pairs.append((timer.time(ours), timer.time(lambda: [step() for _ in range(NUM_BATCHES)])))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["Timer", "alternate", "main", "ratios"]
+__all__ = ["Timer", "alternate", "main", "milliseconds", "ratios"]
 
 import argparse
 import datetime
 import json
 import platform
-import statistics
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import peft
@@ -20,60 +17,23 @@ import torch
 import transformers
 from cases import CASES, Case
 
+from bayeslora_pyro.bench.timing import Timer, device_name, milliseconds, ratios
+
 WARM_UP = 2
 
 Row = dict[str, Any]
-
-
-class Timer:
-    """A stopwatch that waits for the accelerator before it looks."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self._on_gpu = torch.device(options.device).type == "cuda"
-        self._clock = time.perf_counter if options.clock == "wall" else time.process_time
-
-    def now(self) -> float:
-        """The time in seconds, once all work is done."""
-        if self._on_gpu:
-            torch.cuda.synchronize()
-        return self._clock()
-
-    def time(self, function: Callable[[], Any]) -> float:
-        """The seconds that a call takes."""
-        start = self.now()
-        function()
-        return self.now() - start
 
 
 def alternate(
     contenders: dict[str, Callable[[], Any]], options: argparse.Namespace
 ) -> dict[str, list[float]]:
     """Times the contenders in turn, A B A B …, after a warm-up that does not count."""
-    timer = Timer(options)
+    timer = Timer(options.device, options.clock)
     rounds = [
         {name: timer.time(call) for name, call in contenders.items()}
         for _ in range(WARM_UP + options.repeats)
     ]
     return {name: [times[name] for times in rounds[WARM_UP:]] for name in contenders}
-
-
-def ratios(ours: list[float], theirs: list[float]) -> Row:
-    """The median ratio of neighbours, its quartiles, and the median times in milliseconds."""
-    pairs = [a / b for a, b in zip(ours, theirs, strict=True)]
-    low, middle, high = statistics.quantiles(pairs, n=4, method="inclusive")
-    return {
-        "ratio": round(middle, 4),
-        "quartiles": [round(low, 4), round(high, 4)],
-        "ratio_of_fastest": round(min(ours) / min(theirs), 4),
-        "ours_ms": milliseconds(ours),
-        "plain_ms": milliseconds(theirs),
-        "repeats": len(pairs),
-    }
-
-
-def milliseconds(times: list[float]) -> float:
-    """The median in milliseconds."""
-    return round(1e3 * statistics.median(times), 3)
 
 
 def main(
@@ -135,21 +95,12 @@ def setting(options: argparse.Namespace) -> Row:
     return {
         "guide": options.guide,
         "clock": options.clock,
-        "device": _device_name(options.device),
+        "device": device_name(options.device),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {package.__name__: package.__version__ for package in (torch, pyro, transformers, peft)},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-
-
-def _device_name(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _print_table(rows: dict[str, Row]) -> None:

@@ -46,7 +46,7 @@ def measure(case: Case, options: argparse.Namespace) -> Row:
     """Fits a guide; after each step, plain PEFT takes one of its own with the same PEFT model."""
     model = BayesianLora(case.peft_model, "inducing", case.likelihood, num_data=NUM_DATA)
     guide = guide_of(model, options.guide)
-    timer = Timer(options)
+    timer = Timer(options.device, options.clock)
     loader, plain = StampedLoader(case.batch, timer.now), plain_step(case)
     ours: list[float] = []
     theirs: list[float] = []
