@@ -14,7 +14,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from bayeslora_pyro import decoding, folders
+from bayeslora_pyro import decoding, draws, folders
 from bayeslora_pyro.config import COLLAPSE, PREDICTIVES
 from bayeslora_pyro.curvature import linearised_batches
 from bayeslora_pyro.decoding import By
@@ -22,11 +22,10 @@ from bayeslora_pyro.generation import Generation, GenerationByDraw
 from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.isolation import evaluating, local_rng
 from bayeslora_pyro.models import BayesianLora
-from bayeslora_pyro.opposite import drawing
 from bayeslora_pyro.passes import LocalValues, Pair, Reader, each_batch, numbers, prediction_of
 from bayeslora_pyro.prediction import Prediction, RegressionPrediction
 from bayeslora_pyro.prompts import Prompts
-from bayeslora_pyro.traces import is_named, mean_of, site_dims, stack_values, stack_weights
+from bayeslora_pyro.traces import is_named, site_dims, stack_values, stack_weights
 from bayeslora_pyro.types import Batch, FactorStack, Weights
 
 __all__ = ["Posterior"]
@@ -81,7 +80,7 @@ class Posterior:
     def site_dims(self) -> dict[str, tuple[str, ...]]:
         """The names of the dimensions of each latent site, such as `("adapter", "inducing_row", "inducing_col")`."""
         with self._evaluating():
-            sites = self._trace(0, 0).nodes
+            sites = draws.guide_trace(self.guide, 0, 0).nodes
         return {name: site_dims(site) for name, site in sites.items() if is_named(site)}
 
     @property
@@ -97,12 +96,16 @@ class Posterior:
     def sample(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Draws the latent sites. Shapes `(draw, L, …)`, by site name."""
         with self._evaluating():
-            return stack_values(self._trace(seed, draw) for draw in range(_count(num_draws)))
+            return stack_values(
+                draws.guide_trace(self.guide, seed, draw) for draw in range(_count(num_draws))
+            )
 
     def sample_prior(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Draws the latent sites from the prior. Shapes `(draw, L, …)`, by site name."""
         with self._evaluating():
-            return stack_values(self._prior_trace(seed, draw) for draw in range(_count(num_draws)))
+            return stack_values(
+                draws.prior_trace(self.model, seed, draw) for draw in range(_count(num_draws))
+            )
 
     def weights(self, num_draws: int, seed: int = 0, first: int = 0) -> dict[str, Tensor]:
         """Draws all factors. Shapes `(draw, L, d_o, d_i)`, by stack name.
@@ -115,8 +118,10 @@ class Posterior:
             first: The index of the first draw.
         """
         with self._evaluating():
-            draws = [self._weights_of(seed, draw) for draw in range(first, first + _count(num_draws))]
-        return stack_weights(draws)
+            indices = range(first, first + _count(num_draws))
+            return stack_weights(
+                [draws.guide_weights(self.model, self.guide, seed, each) for each in indices]
+            )
 
     def log_weights(self, num_draws: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         """The log-densities of the same draws under the prior and under the guide. Shapes `(draw,)`.
@@ -126,7 +131,7 @@ class Posterior:
         rows = []
         with self._evaluating():
             for draw in range(_count(num_draws)):
-                guide_trace = self._trace(seed, draw)
+                guide_trace = draws.guide_trace(self.guide, seed, draw)
                 prior_trace = poutine.trace(
                     poutine.replay(self.model.sample_weights, trace=guide_trace)
                 ).get_trace()
@@ -169,11 +174,11 @@ class Posterior:
     ) -> Prediction | RegressionPrediction:
         """Predicts each item of some batches with the draws of :meth:`sample_prior`; see :meth:`predict`."""
         with self._evaluating():
-            draws = [self._prior_weights_of(seed, draw) for draw in range(_count(num_draws))]
-        return prediction_of(
-            self._each_batch(
-                batches, stack_weights(draws), seed, memory_budget, numbers, self.model.sample_local
+            weights = stack_weights(
+                [draws.prior_weights(self.model, seed, draw) for draw in range(_count(num_draws))]
             )
+        return prediction_of(
+            self._each_batch(batches, weights, seed, memory_budget, numbers, self.model.sample_local)
         )
 
     def generate(
@@ -285,17 +290,8 @@ class Posterior:
         latent site. Hyper-sites are independent of it under the guide, and A of B: `scaling · E[B] E[A]` is the mean
         of the update.
         """
-        weights = {}
-        with self._evaluating(), local_rng("mean"):
-            for stack in self.stacks:
-                prior = self.model.prior_of(stack)
-                if prior.latent is None:
-                    weights[stack.name] = prior.sample_weights(stack)
-                    continue
-                latent = mean_of(self.guide.get_posterior(stack))
-                conditional = prior.conditional(stack, latent, **self.guide.hyper_means(stack))
-                weights[stack.name] = prior.lift(stack, latent) if conditional is None else conditional.mean
-        return {name: weight.detach().clone() for name, weight in weights.items()}
+        with self._evaluating():
+            return draws.mean_weights(self.model, self.guide)
 
     def draws(self, num_draws: int, folder: str | Path, seed: int = 0) -> list[Path]:
         """Writes draws as ordinary PEFT folders, which any multi-LoRA server can load; all of them or none.
@@ -338,26 +334,6 @@ class Posterior:
 
     def _evaluating(self) -> AbstractContextManager[None]:
         return evaluating(self.model.adapter.peft_model, self.model, self.guide)
-
-    def _trace(self, seed: int, draw: int) -> poutine.Trace:
-        with drawing(seed, draw):
-            return poutine.trace(self.guide).get_trace()
-
-    def _prior_trace(self, seed: int, draw: int) -> poutine.Trace:
-        with local_rng(seed, "prior", draw):
-            return poutine.trace(self.model.sample_weights).get_trace()
-
-    def _prior_weights_of(self, seed: int, draw: int) -> dict[str, Tensor]:
-        with local_rng(seed, "prior", draw):
-            return self.model.sample_weights()
-
-    def _weights_of(self, seed: int, draw: int) -> dict[str, Tensor]:
-        with drawing(seed, draw):
-            weights = self.guide()
-        fixed = {stack.name: stack for stack in self.stacks if stack.name not in weights}
-        return weights | {
-            name: self.model.prior_of(stack).sample_weights(stack) for name, stack in fixed.items()
-        }
 
 
 def _count(num_draws: int) -> int:
