@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from bayeslora_pyro.adapters import NotPlainError, Prefix, make_operators, tiled_rows, varying
+from bayeslora_pyro.adapters import NotPlainError, Prefix, gathered, make_operators, tiled_rows, varying
 from bayeslora_pyro.config import COLLAPSE, WRITERS
 from bayeslora_pyro.generation import Generation, GenerationByDraw, mixture
 from bayeslora_pyro.isolation import local_rng
@@ -187,7 +187,9 @@ def _run_together(
         model.adapter.bind(weights, model.head_values(), operators),
         tiled_rows(base_model, meter.num_draws, prefix, meter.answer),
     ):
-        tokens: Tensor = base_model.generate(**prompts, **arguments)
+        tokens: Tensor = gathered(
+            model.adapter.peft_model, lambda: base_model.generate(**prompts, **arguments)
+        )
     tokens = tokens[:, prompts["input_ids"].shape[1] :]
     meter.choose(tokens[:, -1])
     return tokens, meter
@@ -209,7 +211,9 @@ def _apart(
     rows = {name: value.repeat(num_draws, 1) for name, value in prompts.items()}
     operators = make_operators(weights, random=random)
     with local_rng(seed, "tokens"), model.adapter.bind(weights, model.head_values(), operators):
-        output: Tensor = base_model.generate(**rows, **how.arguments(special))
+        output: Tensor = gathered(
+            model.adapter.peft_model, lambda: base_model.generate(**rows, **how.arguments(special))
+        )
     tokens = output[:, rows["input_ids"].shape[1] :].unflatten(0, (num_draws, -1))
     mask = _before_the_end(tokens, special)
     log_probs = score(model, weights, prompts, tokens, mask, memory_budget)

@@ -29,6 +29,8 @@ from bayeslora_pyro.adapters.operators import make_operators as make_operators
 from bayeslora_pyro.adapters.operators import varying as varying
 from bayeslora_pyro.adapters.prefix import NotPlainError as NotPlainError
 from bayeslora_pyro.adapters.prefix import Prefix as Prefix
+from bayeslora_pyro.adapters.sharding import gathered as gathered
+from bayeslora_pyro.adapters.sharding import shard_base as shard_base
 from bayeslora_pyro.adapters.tiles import tiled_rows as tiled_rows
 from bayeslora_pyro.adapters.trained import load_lora as load_lora
 
@@ -55,11 +57,13 @@ __all__ = [
     "add_lora",
     "check_base",
     "describe_base",
+    "gathered",
     "load_lora",
     "load_peft_model",
     "make_operators",
     "num_features",
     "pooled_features",
+    "shard_base",
     "tiled_rows",
     "unchanged_on_failure",
     "varying",

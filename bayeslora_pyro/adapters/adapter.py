@@ -12,12 +12,14 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from bayeslora_pyro.adapters.fingerprints import frozen_weight
 from bayeslora_pyro.adapters.operators import LinearOperator, Operator, make_operators
 from bayeslora_pyro.adapters.prefix import NotPlainError, Prefix, RefusingOperator, find_prefix
 from bayeslora_pyro.adapters.slots import Slot, checkpoints_within, replaced_parameters
 from bayeslora_pyro.adapters.stacks import (
     activated,
     active_adapter,
+    as_peft_model,
     check_unmerged,
     find_layers,
     leaf,
@@ -57,11 +59,7 @@ class Adapter:
         adapter_name: str | None = None,
         group_of: Callable[[Role, str], Hashable] | None = None,
     ) -> None:
-        if not isinstance(peft_model, PeftModel):
-            raise TypeError(
-                f"peft_model is a {type(peft_model).__name__}, and no PeftModel: "
-                "wrap it first, get_peft_model(base_model, LoraConfig(…))."
-            )
+        peft_model = as_peft_model(peft_model)
         self._peft_model = (peft_model,)  # a tuple, so that no module that holds an Adapter takes it in
         self.adapter_name = adapter_name or active_adapter(peft_model)
         self._layers = find_layers(peft_model, self.adapter_name)
@@ -83,10 +81,13 @@ class Adapter:
         """The factor of `B A` in the named layer, `lora_alpha / r` for plain LoRA."""
         return float(self._layers[name].scaling[self.adapter_name])
 
+    def base_layer(self, name: str) -> nn.Module:
+        """The frozen layer under the named LoRA layer."""
+        return self._layers[name].get_base_layer()
+
     def frozen_weight(self, name: str) -> Tensor | None:
-        """The weight of the base layer under the named LoRA layer; None where it is quantised."""
-        weight = getattr(self._layers[name].get_base_layer(), "weight", None)
-        return weight if isinstance(weight, Tensor) and weight.is_floating_point() else None
+        """The weight of that layer; None where it is quantised, or divided among processes."""
+        return frozen_weight(self.base_layer(name))
 
     def lora_weights(self) -> dict[str, Tensor]:
         """Copies the factors that the PEFT model has now, in float32 at least. Shapes `(L, d_o, d_i)`."""

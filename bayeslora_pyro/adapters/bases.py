@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
-import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from bayeslora_pyro.adapters.adapter import Adapter
+from bayeslora_pyro.adapters.fingerprints import fingerprint, sample
 
 __all__ = ["check_base", "describe_base", "load_base", "unchanged_on_failure", "without_pefts_notes"]
 
@@ -22,7 +22,6 @@ PEFTS_NOTES = (
     "Already found a .peft_config. attribute",  # which peft 0.17 leaves behind on unloading
 )
 
-SAMPLE = 16
 ROUNDING = 2.0**-8
 """How much a weight may change, relative to itself, when it is rounded to bfloat16 or float16."""
 
@@ -53,8 +52,7 @@ def describe_base(adapter: Adapter) -> dict[str, Any]:
     """
     layers: dict[str, Any] = {}
     for name in sorted({name for stack in adapter.stacks for name in stack.adapters}):
-        weight = adapter.frozen_weight(name)
-        layers[name] = None if weight is None else [list(weight.shape), _sample(weight)]
+        layers[name] = fingerprint(adapter.base_layer(name))
     config = getattr(adapter.peft_model.get_base_model(), "config", None)
     settings = {name: getattr(config, name, None) for name in SETTINGS}
     return {"layers": layers, "settings": {n: v for n, v in settings.items() if isinstance(v, int)}}
@@ -80,16 +78,10 @@ def check_base(base_model: nn.Module, description: Mapping[str, Any]) -> None:
             )
 
 
-def _sample(weight: Tensor) -> list[float]:
-    flat = weight.detach().flatten()
-    values = flat[:: max(1, len(flat) // SAMPLE)][:SAMPLE].to("cpu", torch.float64)
-    return [float(f"{value:.8g}") for value in values.tolist()]
-
-
-def _is_same(weight: Any, shape: list[int], sample: list[float]) -> bool:
+def _is_same(weight: Any, shape: list[int], known: list[float]) -> bool:
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or list(weight.shape) != shape:
         return False
-    pairs = zip(_sample(weight), sample, strict=True)
+    pairs = zip(sample(weight), known, strict=True)
     return all(abs(a - b) <= ROUNDING * max(abs(a), abs(b)) + 1e-7 for a, b in pairs)
 
 

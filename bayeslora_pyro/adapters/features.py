@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora_pyro.adapters.adapter import Adapter
+from bayeslora_pyro.adapters.sharding import gathered
 from bayeslora_pyro.types import Batch, main_input
 
 __all__ = ["FEATURES", "Features", "num_features", "pooled_features"]
@@ -69,7 +70,8 @@ def _embedding(adapter: Adapter) -> nn.Module:
 def _embedded(adapter: Adapter, batch: Batch) -> Tensor:
     if isinstance(given := batch.get("inputs_embeds"), Tensor):
         return given
-    embedded = _embedding(adapter)(main_input(batch))
+    embedding, given_input = _embedding(adapter), main_input(batch)
+    embedded = gathered(adapter.peft_model, lambda: embedding(given_input))
     values: Tensor = embedded[0] if isinstance(embedded, tuple) else embedded
     return values
 

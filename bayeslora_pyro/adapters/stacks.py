@@ -14,7 +14,26 @@ from torch import nn
 
 from bayeslora_pyro.types import FactorStack, Role
 
-__all__ = ["activated", "active_adapter", "check_unmerged", "find_layers", "leaf", "leaves", "stack_factors"]
+__all__ = [
+    "activated",
+    "active_adapter",
+    "as_peft_model",
+    "check_unmerged",
+    "find_layers",
+    "leaf",
+    "leaves",
+    "stack_factors",
+]
+
+
+def as_peft_model(model: nn.Module) -> PeftModel:
+    """The model itself; raises a `TypeError` if it is no PEFT model."""
+    if not isinstance(model, PeftModel):
+        raise TypeError(
+            f"peft_model is a {type(model).__name__}, and no PeftModel: "
+            "wrap it first, get_peft_model(base_model, LoraConfig(…))."
+        )
+    return model
 
 
 def active_adapter(peft_model: PeftModel) -> str:

@@ -35,7 +35,15 @@ from bayeslora_pyro.tasks import (
     make_loader,
 )
 
-__all__ = ["Language", "adapt", "load_language", "load_members", "make_likelihood", "make_recipe"]
+__all__ = [
+    "Language",
+    "adapt",
+    "device_of",
+    "load_language",
+    "load_members",
+    "make_likelihood",
+    "make_recipe",
+]
 
 _KINDS = {
     "classification": ("classification", "SEQ_CLS", "classification"),
@@ -95,7 +103,7 @@ class Language:
 
 
 def load_language(
-    options: Mapping[str, Any], kind: str, num_classes: int, max_length: int | None
+    options: Mapping[str, Any], kind: str, num_classes: int, max_length: int | None, *, divided: bool = False
 ) -> Language:
     """Loads the base model that the options name.
 
@@ -104,6 +112,8 @@ def load_language(
         kind: The kind of the examples.
         num_classes: The number of classes; ignored unless the kind is `"classification"`.
         max_length: The longest text in tokens; None for 128, or what the model takes.
+        divided: Whether it is to be divided among processes: then it stays on the processor, from which each takes its
+            part to its device.
     """
     name, form = options["model"], choice_form(options, kind)
     dtype = None if options["dtype"] is None else getattr(torch, options["dtype"])
@@ -122,13 +132,19 @@ def load_language(
             quantization=bits,
             seed=options["seed"],
         )
-    device: Any = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    if bits is None and not divided:  # else it lies where it was loaded
+        device: Any = device_of(options)  # what transformers takes is said wrongly
+        base_model.to(device)
+    return Language(base_model, tokenizer, _max_length(base_model, tokenizer, max_length), form)
+
+
+def device_of(options: Mapping[str, Any]) -> torch.device:
+    """The device that the options name, or the best there is."""
+    device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        if bits is None:  # else it lies where it was loaded
-            base_model.to(device)
+        return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise CommandError(f"--device {device} is not to be had here: give cpu, or leave it out") from error
-    return Language(base_model, tokenizer, _max_length(base_model, tokenizer, max_length), form)
 
 
 @contextmanager

@@ -13,11 +13,13 @@ from typing import Any
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from bayeslora_pyro import __version__
+from bayeslora_pyro.adapters import shard_base
 from bayeslora_pyro.checkpoints import read_tensors
 from bayeslora_pyro.cli.building import (
     Language,
     adapt,
     check_method,
+    device_of,
     load_language,
     make_likelihood,
     make_recipe,
@@ -58,13 +60,19 @@ def run(plan: Plan) -> None:
             read_tensors(plan.folder / CHECKPOINT)
     kind = data.examples.kind
     with working(f"loading {options['model']}"):
-        language = load_language(options, kind, data.examples.num_outcomes, options["max_length"])
+        language = load_language(
+            options, kind, data.examples.num_outcomes, options["max_length"], divided=options["shard"]
+        )
         peft_model = adapt(language, options, data.examples)
+    if options["shard"]:
+        with blame("--shard"):
+            shard_base(peft_model, device_of(options))
     likelihood = make_likelihood(language, options, data.examples)
     tuning = _tuning_loader(options, data, language)
     recipe = make_recipe(peft_model, options, likelihood, len(data.splits.train), tuning)
-    recipe.model.to(language.base_model.device)
-    recipe.guide.to(language.base_model.device)
+    device = recipe.model.adapter.device
+    recipe.model.to(device)
+    recipe.guide.to(device)
     show_facts(_describe(plan.folder, options, data, recipe))
     record = _record(options, data, language, recipe)
     started = time.monotonic()

@@ -118,6 +118,7 @@ _MODEL = _group(
     ("dtype", one_of("float32", "bfloat16", "float16"), "the precision of the base model"),
     ("quantization", one_of("8bit", "4bit"), "keep its linear layers in fewer bits, with bitsandbytes"),
     ("device", text("DEVICE"), "where to run (default: cuda if there is one, else cpu)"),
+    ("shard", switch, "leave each of several processes a part of the base model (FSDP)", False),
     ("r", whole(1), "the rank of LoRA", 8),
     ("lora_alpha", whole(1), "LoRA's scaling is lora_alpha / r", 16),
     ("lora_dropout", number(0), "the dropout of LoRA's inputs, where --dropout is on", 0.0),

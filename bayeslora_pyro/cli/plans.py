@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from bayeslora_pyro.config import FitConfig
 __all__ = ["PATHS", "SUFFIXES", "Plan", "make_plan", "rooted", "short_name"]
 
 _COLUMNS = ("text_column", "label_column", "target_column")
-_FREE = {"resume", "overwrite", "output", "device", "num_steps", "checkpoint_every"}
+_FREE = {"resume", "overwrite", "output", "device", "shard", "num_steps", "checkpoint_every"}
 """Options of fit that may be others when a run is resumed."""
 
 
@@ -129,6 +130,7 @@ def _plan_fit(call: Call) -> Plan:
     if options["model"] is None:
         raise CommandError("--model is missing: give minilm, smollm2, a name on the hub, or a folder")
     _check_settings(options)
+    _check_shard(options)
     if options["adapter"] is not None:
         _check_adapter(options["adapter"], call.given)
         options |= dict.fromkeys(_OF_ADAPTER)
@@ -152,6 +154,7 @@ def _plan_resumed(folder: Path, given: Mapping[str, Any]) -> Plan:
     options = with_values("fit", {**known, **{name: given[name] for name in _FREE & set(given)}})
     _check_file("--data", options["data"])
     _check_settings(options)
+    _check_shard(options)
     return Plan(folder, options, record)
 
 
@@ -212,6 +215,21 @@ def _check_settings(options: Mapping[str, Any]) -> None:
         if options[name] is not None:
             with blame(f"--{name.replace('_', '-')}", options[name]):
                 FitConfig().replace(**{name: options[name]})
+
+
+def _check_shard(options: Mapping[str, Any]) -> None:
+    """Parts need processes to be in, and weights that can be divided."""
+    if not options["shard"]:
+        return
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        raise CommandError(
+            "--shard needs several processes: start them with torchrun --nproc-per-node 2 -m bayeslora_pyro fit …, or "
+            "leave it out"
+        )
+    if options["quantization"] is not None:
+        raise CommandError(
+            f"--shard cannot divide a base model in {options['quantization']}: leave out --shard, or --quantization"
+        )
 
 
 def _check_output(folder: Path, overwrite: bool) -> None:

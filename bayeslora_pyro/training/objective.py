@@ -31,6 +31,7 @@ class Objective(nn.Module):
     Its parameters are the variational ones, those of the prior and the head; the language model is not among them. Of
     several processes that average their gradients, as DDP does, each draws noise of its own, and the average is the
     gradient of the loss of all their items together: the divergence is counted once, whatever the sizes of the batches.
+    The language model may be divided among them, by :func:`shard_base`; the parameters of this module may not.
 
     Args:
         model: The model, with `num_data` the number of items of the whole data set.
@@ -68,7 +69,9 @@ class Objective(nn.Module):
 
         Raises:
             FloatingPointError: If a matrix of a site cannot be factorized.
+            ValueError: If FSDP has divided the objective itself.
         """
+        _check_whole(self)
         settings, model = self.settings, self.model
         batch = to_device(batch, model.adapter.device)
         own = rank() if self._seed_of_rank is None else self._seed_of_rank
@@ -125,6 +128,19 @@ class Objective(nn.Module):
         """The same under the name that Transformers had for it before 5.23."""
         base: Any = self.model.adapter.peft_model.get_base_model()
         base.gradient_checkpointing_enable(**kwargs)
+
+
+def _check_whole(objective: Objective) -> None:
+    """Refuses an objective whose own parameters are divided among processes, which read them outside its passes too."""
+    if world_size() == 1:
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(objective, FSDPModule):
+        raise ValueError(
+            "objective is divided among processes, and its variational parameters have to be whole in each: leave FSDP "
+            "out of the configuration of Accelerate or the Trainer, and divide the base model, shard_base(peft_model)."
+        )
 
 
 def _checkpoints(part: nn.Module) -> bool:
