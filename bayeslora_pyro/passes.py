@@ -18,7 +18,10 @@ from bayeslora_pyro.prediction import Prediction, RegressionPrediction
 from bayeslora_pyro.tiling import draws_per_pass
 from bayeslora_pyro.types import Batch, Weights, main_input, to_device
 
-__all__ = ["LocalValues", "Pair", "Reader", "each_batch", "numbers", "prediction_of"]
+__all__ = ["FactorDraws", "LocalValues", "Pair", "Reader", "each_batch", "numbers", "prediction_of"]
+
+SHARE_OF_DRAWS = 0.5
+"""The share of a memory budget that the draws of the factors may take, to be held from batch to batch."""
 
 Pair: TypeAlias = tuple[Batch, tuple[Tensor, ...]]
 """A batch, and what was read off its predictive distributions."""
@@ -32,10 +35,61 @@ LocalValues: TypeAlias = Callable[[Batch], Weights]
 """The values of the local sites of the items of a batch, by stack name; nothing where there are none."""
 
 
+class FactorDraws:
+    """Draws of the factors, held from batch to batch, or made anew for each pass where a budget has no room for them.
+
+    Args:
+        make: Makes draws, from the index of the first and their number. Shapes `(S, L, d_o, d_i)`, by stack name.
+        num_draws: The number of draws.
+        memory_budget: The budget in bytes; without one, all are held.
+
+    Attributes:
+        random: Which factors differ between the draws, by stack name.
+    """
+
+    def __init__(
+        self, make: Callable[[int, int], Weights], num_draws: int, memory_budget: int | None = None
+    ) -> None:
+        self.num_draws = num_draws
+        self._make = make
+        first = make(0, 1)
+        self._bytes_of_one = sum(value.nbytes for value in first.values())
+        bears = memory_budget is None or num_draws * self._bytes_of_one <= SHARE_OF_DRAWS * memory_budget
+        self._held = make(0, num_draws) if bears else None
+        self.random = varying(self._held) if self._held is not None else self._compare(first)
+
+    @property
+    def held_bytes(self) -> int:
+        """What they take from batch to batch."""
+        return 0 if self._held is None else self.num_draws * self._bytes_of_one
+
+    @property
+    def bytes_of_one(self) -> int:
+        """What a draw takes in the passes that it is made for; nothing where all are held."""
+        return self._bytes_of_one if self._held is None else 0
+
+    def between(self, first: int, stop: int) -> Weights:
+        """The draws from one index up to another. Shapes `(S, L, d_o, d_i)`, by stack name."""
+        if self._held is None:
+            return self._make(first, stop - first)
+        return {name: values[first:stop] for name, values in self._held.items()}
+
+    def _compare(self, first: Weights) -> dict[str, list[bool]]:
+        """Which factors of any draw are not those of the first."""
+        differs = {name: [False] * values.shape[1] for name, values in first.items()}
+        for index in range(1, self.num_draws):
+            draw = self._make(index, 1)
+            pairs = varying({name: torch.cat([first[name], draw[name]]) for name in first})
+            differs = {
+                name: [a or b for a, b in zip(differs[name], pairs[name], strict=True)] for name in first
+            }
+        return differs
+
+
 def each_batch(
     model: BayesianLora,
     batches: Iterable[Batch],
-    weights: Weights,
+    draws: FactorDraws,
     memory_budget: int | None,
     read: Reader,
     local: LocalValues,
@@ -46,8 +100,9 @@ def each_batch(
     Args:
         model: The model.
         batches: What a collator yields.
-        weights: The draws of the factors by stack name, `(S, L, d_o, d_i)`.
-        memory_budget: About how many bytes the activations of one pass may take.
+        draws: The draws of the factors.
+        memory_budget: About how many bytes draws and the activations of one pass may take; by default what suits the
+            device, for activations alone.
         read: What to keep; it lies on the CPU afterwards.
         local: The values of the local sites.
         seed: The seed of the noise that they are about: it is a function of the seed, the draw, and the place of the
@@ -56,26 +111,27 @@ def each_batch(
     Raises:
         ValueError: If there is no batch.
     """
-    num_draws, random = next(iter(weights.values())).shape[0], varying(weights)
+    num_draws, random = draws.num_draws, dict(draws.random)
     pairs, first_item = [], 0
     for batch in batches:
         on_device = to_device(batch, model.adapter.device)
         values, parts = local(on_device), []
-        random |= {name: [True] * weights[name].shape[1] for name in values}  # whose noise no two draws share
-        prefix = model.shared_prefix(weights, on_device, random) if num_draws > 1 else None
+        random |= {name: [True] * len(random[name]) for name in values}  # whose noise no two draws share
+        prefix = model.shared_prefix(draws.between(0, 1), on_device, random) if num_draws > 1 else None
         size = draws_per_pass(
             model.adapter.peft_model,
             on_device,
             memory_budget,
             num_logits=model.likelihood.model_arguments(on_device).get("logits_to_keep"),
-            held=0 if prefix is None else prefix.num_bytes,
+            held=(0 if prefix is None else prefix.num_bytes) + (draws.held_bytes if memory_budget else 0),
+            draw=draws.bytes_of_one,
         )
         for first in range(0, num_draws, size):
-            draws = range(first, min(first + size, num_draws))
-            chunk = {name: weight[first : draws.stop] for name, weight in weights.items()}
+            indices = range(first, min(first + size, num_draws))
+            chunk = draws.between(first, indices.stop)
             operators = {
-                **make_operators(chunk, random=random, rows=len(draws) * len(main_input(on_device))),
-                **_local_operators(model, chunk, values, on_device, (seed, draws, first_item)),
+                **make_operators(chunk, random=random, rows=len(indices) * len(main_input(on_device))),
+                **_local_operators(model, chunk, values, on_device, (seed, indices, first_item)),
             }
             parts.append(read(_predictive(model, chunk, on_device, operators, prefix), on_device))
         pairs.append((batch, tuple(torch.cat(part).cpu() for part in zip(*parts, strict=True))))

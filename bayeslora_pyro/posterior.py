@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +22,7 @@ from bayeslora_pyro.generation import Generation, GenerationByDraw
 from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.isolation import evaluating, local_rng
 from bayeslora_pyro.models import BayesianLora
-from bayeslora_pyro.passes import LocalValues, Pair, Reader, each_batch, numbers, prediction_of
+from bayeslora_pyro.passes import FactorDraws, LocalValues, Pair, Reader, each_batch, numbers, prediction_of
 from bayeslora_pyro.prediction import Prediction, RegressionPrediction
 from bayeslora_pyro.prompts import Prompts
 from bayeslora_pyro.traces import is_named, site_dims, stack_values, stack_weights
@@ -119,9 +119,8 @@ class Posterior:
         """
         with self._evaluating():
             indices = range(first, first + _count(num_draws))
-            return stack_weights(
-                [draws.guide_weights(self.model, self.guide, seed, each) for each in indices]
-            )
+            each = (draws.guide_weights(self.model, self.guide, seed, index) for index in indices)
+            return stack_weights(each, num_draws)
 
     def log_weights(self, num_draws: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         """The log-densities of the same draws under the prior and under the guide. Shapes `(draw,)`.
@@ -157,8 +156,9 @@ class Posterior:
             batches: What a collator yields; items keep this order.
             num_draws: The number of draws.
             seed: The seed of the draws.
-            memory_budget: About how many bytes the activations of one forward pass may take, by default what suits
-                the device; it decides how many draws share a pass, never what comes out.
+            memory_budget: About how many bytes the draws and the activations of a forward pass may take together. It
+                decides how many draws share a pass, and whether they are held or made anew for each batch, never what
+                comes out. By default all draws are held, and activations take what suits the device.
             predictive: What is drawn, by default what the guide says: weights, for the language model itself
                 (`"network"`), or what else `PREDICTIVES` has for the model linearised at the mean.
         """
@@ -173,12 +173,14 @@ class Posterior:
         memory_budget: int | None = None,
     ) -> Prediction | RegressionPrediction:
         """Predicts each item of some batches with the draws of :meth:`sample_prior`; see :meth:`predict`."""
-        with self._evaluating():
-            weights = stack_weights(
-                [draws.prior_weights(self.model, seed, draw) for draw in range(_count(num_draws))]
-            )
+
+        def make(first: int, count: int) -> dict[str, Tensor]:
+            each = (draws.prior_weights(self.model, seed, draw) for draw in range(first, first + count))
+            return stack_weights(each, count)
+
+        num_draws = _count(num_draws)
         return prediction_of(
-            self._each_batch(batches, weights, seed, memory_budget, numbers, self.model.sample_local)
+            self._each_batch(batches, make, num_draws, seed, memory_budget, numbers, self.model.sample_local)
         )
 
     def generate(
@@ -247,8 +249,15 @@ class Posterior:
         if chosen == "network":
             if self.is_linearised:
                 warnings.warn(f"{COLLAPSE} Predict with predictive='joint'.", stacklevel=3)
-            weights = self.weights(num_draws, seed)
-            return self._each_batch(batches, weights, seed, memory_budget, read, self._local_values)
+            return self._each_batch(
+                batches,
+                lambda first, count: self.weights(count, seed, first),
+                _count(num_draws),
+                seed,
+                memory_budget,
+                read,
+                self._local_values,
+            )
         if self.depends_on_items:
             raise ValueError(
                 f"predictive={chosen!r} needs one posterior for all items, and the noise of this one depends on the "
@@ -270,14 +279,16 @@ class Posterior:
     def _each_batch(
         self,
         batches: Iterable[Batch],
-        weights: Weights,
+        make: Callable[[int, int], Weights],
+        num_draws: int,
         seed: int,
         memory_budget: int | None,
         read: Reader,
         local: LocalValues,
     ) -> list[Pair]:
         with self._evaluating(), local_rng(seed, "batches"):
-            return each_batch(self.model, batches, weights, memory_budget, read, local, seed)
+            drawn = FactorDraws(make, num_draws, memory_budget)
+            return each_batch(self.model, batches, drawn, memory_budget, read, local, seed)
 
     def _local_values(self, batch: Batch) -> dict[str, Tensor]:
         """The local sites of the items of a batch."""

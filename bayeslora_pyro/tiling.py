@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bayeslora_pyro.types import Batch, main_input
+from bayeslora_pyro.types import Batch, main_input, vocabulary_layer
 
 __all__ = ["draws_per_pass"]
 
@@ -34,15 +34,17 @@ def draws_per_pass(
     *,
     num_logits: int | None = None,
     held: int = 0,
+    draw: int = 0,
 ) -> int:
     """Estimates how many tiles of a batch fit into a budget; one at least.
 
     Args:
         model: The language model, whose configuration tells the sizes.
         batch: The batch of one tile.
-        memory_budget: The budget in bytes for the activations of a pass; by default one that suits the device.
+        memory_budget: The budget in bytes; by default one that suits the device.
         num_logits: For how many tokens a causal model keeps its logits; by default for all.
         held: How many bytes of the budget are taken already.
+        draw: How many bytes the factors of a draw take, where those of a pass are made for it.
     """
     items, tokens = _shape(batch)
     config = getattr(model, "config", None)
@@ -50,20 +52,15 @@ def draws_per_pass(
     widest = _size(config, ("intermediate_size", "n_inner", "d_ff"), 4 * hidden)
     heads = _size(config, ("num_attention_heads", "n_head"), 16)
     item = tokens * (LIVE_ACTIVATIONS * hidden + 2 * widest + 2 * heads * tokens)
-    if _has_vocabulary_head(model):
+    if vocabulary_layer(model) is not None:
         item += LIVE_LOGITS * (num_logits or tokens) * _size(config, ("vocab_size",), 0)
     budget = _default_budget(batch) if memory_budget is None else memory_budget
-    return max(1, (budget - held) // max(1, BYTES * items * item))
+    return max(1, (budget - held) // max(1, BYTES * items * item + draw))
 
 
 def _default_budget(batch: Batch) -> int:
     device = next(value.device.type for value in batch.values() if isinstance(value, Tensor))
     return BUDGETS.get(device, DEFAULT_BUDGET)
-
-
-def _has_vocabulary_head(model: nn.Module) -> bool:
-    find = getattr(model, "get_output_embeddings", None)
-    return find is not None and find() is not None
 
 
 def _shape(batch: Batch) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -35,9 +35,18 @@ def stack_values(traces: Iterable[poutine.Trace]) -> dict[str, Tensor]:
     return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
 
-def stack_weights(draws: Sequence[Weights]) -> dict[str, Tensor]:
-    """Draws of the factors side by side. Shapes `(draw, L, d_o, d_i)`, by stack name."""
-    return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+def stack_weights(draws: Iterable[Weights], num_draws: int) -> dict[str, Tensor]:
+    """Draws of the factors side by side, with one of them twice in memory at most.
+
+    Shapes `(draw, L, d_o, d_i)`, by stack name.
+    """
+    stacked: dict[str, Tensor] = {}
+    for index, draw in enumerate(draws):
+        for name, value in draw.items():
+            if index == 0:
+                stacked[name] = value.new_empty(num_draws, *value.shape)
+            stacked[name][index] = value
+    return stacked
 
 
 def mean_of(distribution: dist.TorchDistribution) -> Tensor:

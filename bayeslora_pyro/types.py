@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
+from torch import nn
 from torch.distributions import Transform
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "main_input",
     "named_dims",
     "to_device",
+    "vocabulary_layer",
 ]
 
 WEIGHT_DIMS = ("out_feature", "in_feature")
@@ -85,3 +87,9 @@ def main_input(batch: Batch) -> torch.Tensor:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Moves the tensors of a batch."""
     return {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in batch.items()}
+
+
+def vocabulary_layer(model: nn.Module) -> nn.Module | None:
+    """The layer that puts out logits over a vocabulary; None where a model has none."""
+    find = getattr(model, "get_output_embeddings", None)
+    return None if find is None else cast("nn.Module | None", find())

@@ -263,3 +263,16 @@ def test_unknown_adapter_names_the_known_ones() -> None:
 def test_refuses_a_bare_base_model() -> None:
     with pytest.raises(TypeError, match=r"BertForSequenceClassification, and no PeftModel.*get_peft_model"):
         Adapter(tiny_bert().get_base_model())
+
+
+def test_the_layer_of_the_vocabulary_sees_its_inputs_side_by_side() -> None:
+    peft_model, batch, whole = tiny_llama(), tiny_batch("next_token"), []
+    adapter, layer = Adapter(peft_model), peft_model.get_base_model().lm_head
+    before = snapshot(peft_model)
+    own = layer.register_forward_hook(lambda _module, given, _outputs: whole.append(given[0].is_contiguous()))
+    ours = adapter.run_with(adapter.lora_weights(), batch, logits_to_keep=3).logits
+    peft = peft_model(**inputs(batch), logits_to_keep=3).logits
+    own.remove()
+    assert whole == [True, False]  # transformers gives the last tokens of each row, with gaps between rows
+    torch.testing.assert_close(ours, peft, rtol=0, atol=1e-6)
+    assert_same(before, snapshot(peft_model))

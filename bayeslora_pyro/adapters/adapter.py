@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bayeslora_pyro.adapters.fingerprints import frozen_weight
 from bayeslora_pyro.adapters.operators import LinearOperator, Operator, make_operators
 from bayeslora_pyro.adapters.prefix import NotPlainError, Prefix, RefusingOperator, find_prefix
-from bayeslora_pyro.adapters.slots import Slot, checkpoints_within, replaced_parameters
+from bayeslora_pyro.adapters.slots import Slot, checkpoints_within, replaced_parameters, whole_inputs
 from bayeslora_pyro.adapters.stacks import (
     activated,
     active_adapter,
@@ -26,7 +26,7 @@ from bayeslora_pyro.adapters.stacks import (
     leaves,
     stack_factors,
 )
-from bayeslora_pyro.types import Batch, Role, Weights, main_input
+from bayeslora_pyro.types import Batch, Role, Weights, main_input, vocabulary_layer
 
 __all__ = ["Adapter"]
 
@@ -223,7 +223,8 @@ class Adapter:
         ]
         values = {name: value.to(self._dtype_of(name)) for name, value in (head or {}).items()}
         bound = partial(self._bound, slots, values)
-        with bound(), checkpoints_within(self.peft_model, bound):
+        vocabulary = vocabulary_layer(self.peft_model.get_base_model())
+        with bound(), checkpoints_within(self.peft_model, bound), whole_inputs(vocabulary):
             yield self.peft_model
 
     def _dtype_of(self, name: str) -> torch.dtype:

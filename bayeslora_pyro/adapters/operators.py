@@ -77,10 +77,15 @@ def varying(weights: Weights) -> dict[str, list[bool]]:
     Args:
         weights: The factors by stack name. Shapes `(S, L, d_o, d_i)`.
     """
-    return {
-        name: (values[1:] != values[:1]).flatten(2).any(-1).any(0).tolist()
-        for name, values in weights.items()
-    }
+    return {name: _differing(values).tolist() for name, values in weights.items()}
+
+
+def _differing(values: Tensor) -> Tensor:
+    """Which factors of a stack differ between draws, compared one draw at a time. Shape `(L,)`."""
+    differs = torch.zeros(values.shape[1], dtype=torch.bool, device=values.device)
+    for draw in values[1:]:
+        differs |= (draw != values[0]).flatten(1).any(-1)
+    return differs
 
 
 def make_operators(
