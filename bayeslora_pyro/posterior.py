@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bayeslora_pyro import decoding, draws, folders
+from bayeslora_pyro.adapters import compiled_blocks
 from bayeslora_pyro.config import COLLAPSE, PREDICTIVES
 from bayeslora_pyro.curvature import linearised_batches
 from bayeslora_pyro.decoding import By
@@ -163,6 +164,26 @@ class Posterior:
                 (`"network"`), or what else `PREDICTIVES` has for the model linearised at the mean.
         """
         return prediction_of(self._drawn(batches, num_draws, seed, memory_budget, numbers, predictive))
+
+    def compiled(self, **options: Any) -> AbstractContextManager[None]:
+        """Has the blocks of the language model run compiled, by `torch.compile`, until the context is left.
+
+        .. code-block:: python
+
+            with posterior.compiled():
+                prediction = posterior.predict(batches)
+
+        Numbers are the same but for rounding. What runs first is compiled, which takes a minute or so, and serves all
+        draws and, with a recent torch, all batches: it is for many batches, never for a few. Blocks before the first
+        random factor, which run once for all draws, are left as they are.
+
+        Args:
+            options: What `torch.compile` takes, such as `backend` and `mode`; `dynamic` is True unless given.
+
+        Raises:
+            ValueError: If the language model has no list of blocks.
+        """
+        return compiled_blocks(self.model.adapter.peft_model, **options)
 
     def predict_prior(
         self,

@@ -1,5 +1,6 @@
 """The benchmarks run, print what they promise, and compare the same mathematics on both sides."""
 
+import argparse
 import json
 import runpy
 import statistics
@@ -39,10 +40,10 @@ pytestmark = pytest.mark.usefixtures("scripts_by_name")
 def scripts_by_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Lets the scripts import each other, as Python does for the folder of a script that it runs."""
     monkeypatch.syspath_prepend(FOLDER)
-    for name in ("cases", "timing", "flows", "prefix", "generate", *SCRIPTS):
+    for name in ("cases", "timing", "flows", "prefix", "generate", "compile", *SCRIPTS):
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield
-    for name in ("cases", "timing", "flows", "prefix", "generate", *SCRIPTS):
+    for name in ("cases", "timing", "flows", "prefix", "generate", "compile", *SCRIPTS):
         sys.modules.pop(name, None)
 
 
@@ -81,6 +82,16 @@ def test_draws_that_share_are_held_against_plain_peft(script, models, monkeypatc
             if script == "prefix"
             else (row["prompt_tokens"], row["new_tokens"]) == (16, 64)
         )
+
+
+def test_compiled_blocks_are_held_against_themselves():
+    script = load("compile")
+    script.COMPILER = {
+        "backend": "eager"
+    }  # quick, where the usual one takes half a minute and a C++ compiler
+    options = argparse.Namespace(device="cpu", clock="wall", guide="mean_field", repeats=2)
+    row = script.measure(load("cases").CASES["tiny"]("cpu"), options)
+    assert row["first_ms"] > row["ours_ms"] > 0 < row["ratio"]
 
 
 def test_flows_has_a_ratio_for_every_flow(monkeypatch, capsys):

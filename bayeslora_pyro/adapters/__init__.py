@@ -4,6 +4,7 @@ from bayeslora_pyro.adapters.adapter import Adapter as Adapter
 from bayeslora_pyro.adapters.bases import check_base as check_base
 from bayeslora_pyro.adapters.bases import describe_base as describe_base
 from bayeslora_pyro.adapters.bases import unchanged_on_failure as unchanged_on_failure
+from bayeslora_pyro.adapters.blocks import compiled_blocks as compiled_blocks
 from bayeslora_pyro.adapters.build import add_lora as add_lora
 from bayeslora_pyro.adapters.dropout import Dropout as Dropout
 from bayeslora_pyro.adapters.dropout import DropoutOperator as DropoutOperator
@@ -56,6 +57,7 @@ __all__ = [
     "Prefix",
     "add_lora",
     "check_base",
+    "compiled_blocks",
     "describe_base",
     "gathered",
     "load_lora",

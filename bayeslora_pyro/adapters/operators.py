@@ -35,7 +35,9 @@ class LinearOperator:
     """
 
     def __init__(self, weight: Tensor, rows: int | None = None) -> None:
-        self.weight, self._rows = weight, rows
+        self.weight = weight
+        # As a size, which `torch.compile` keeps open; a number it would compile in, and again for each other number.
+        self._rows = None if rows is None else torch.empty(rows, 0)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Maps activations `(S * items, ..., in)` to `(S * items, ..., out)`.
@@ -47,9 +49,10 @@ class LinearOperator:
         num_tiles = self.weight.shape[0] if self.weight.dim() == 3 else 1
         if num_tiles == 1:  # as PEFT does it; a batched product of one would run on one thread
             return nn.functional.linear(inputs, self.weight.reshape(self.weight.shape[-2:]))
-        if self._rows is not None and inputs.shape[0] % self._rows:  # a multiple, if tokens are rows too
+        rows = 1 if self._rows is None else self._rows.shape[0]
+        if inputs.shape[0] % rows:  # a multiple, if tokens are rows too
             raise ValueError(
-                f"{num_tiles} draws at once need activations whose first dimension is that of the {self._rows} rows, "
+                f"{num_tiles} draws at once need activations whose first dimension is that of the {rows} rows, "
                 f"and an adapted module has activations of shape {tuple(inputs.shape)}: fit with draws_per_batch=1 and "
                 "predict with memory_budget=1, or leave the module out of target_modules."
             )

@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
+from bayeslora_pyro.adapters.blocks import CALL
+
 __all__ = ["NotPlainError", "Prefix", "RefusingOperator", "find_prefix"]
 
 Forward = Callable[..., Any]
@@ -173,18 +175,22 @@ def find_prefix(model: nn.Module, layers: Collection[str]) -> Prefix | None:
 def replaced_forwards(
     blocks: Sequence[nn.Module], forward: Callable[..., Any], last: Callable[..., Any] | None = None
 ) -> Iterator[None]:
-    """Has blocks compute a function of their index and their arguments; the last of them perhaps another."""
-    before = [vars(block).get("forward") for block in blocks]
+    """Has blocks compute a function of their index and their arguments; the last of them perhaps another.
+
+    What they were compiled to is put aside: it would not see these functions, or compile what they note.
+    """
+    before = [{name: vars(block).get(name) for name in ("forward", CALL)} for block in blocks]
     try:
         for index, block in enumerate(blocks):
             chosen = last if last is not None and block is blocks[-1] else forward
-            vars(block)["forward"] = _with_index(chosen, index)
+            vars(block).update({"forward": _with_index(chosen, index), CALL: None})
         yield
     finally:
         for block, own in zip(blocks, before, strict=True):
-            vars(block).pop("forward", None)
-            if own is not None:
-                vars(block)["forward"] = own
+            for name, value in own.items():
+                vars(block).pop(name, None)
+                if value is not None:
+                    vars(block)[name] = value
 
 
 def _with_index(forward: Callable[..., Any], index: int) -> Forward:

@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from bayeslora_pyro.adapters.adapter import PEFTS_OWN
+from bayeslora_pyro.adapters.blocks import blocks_of
 from bayeslora_pyro.adapters.fingerprints import keep_fingerprint, sample
 from bayeslora_pyro.adapters.stacks import as_peft_model
 from bayeslora_pyro.ranks import share_start, sum_over_ranks, world_size
@@ -60,7 +61,7 @@ def shard_base(peft_model: nn.Module, device: torch.device | str | None = None) 
             keep_fingerprint(layer.get_base_layer())
     mesh = init_device_mesh(place.type, (world_size(),))
     with _put_aside(model, kept):
-        for part in (*_blocks(model), model):
+        for part in (*blocks_of(model), model):
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
     for parameter in kept:
         parameter.data = parameter.data.to(place)
@@ -97,7 +98,7 @@ def _kept_whole(model: nn.Module) -> set[nn.Parameter]:
     Raises:
         ValueError: If a parameter is quantised.
     """
-    groups = [{*block.parameters()} for block in _blocks(model)]
+    groups = [{*block.parameters()} for block in blocks_of(model)]
     groups.append({*model.parameters()}.difference(*groups))
     times = Counter(parameter for group in groups for parameter in group)
     kept = {parameter for parameter, count in times.items() if count > 1 or parameter.dim() == 0}
@@ -110,13 +111,6 @@ def _kept_whole(model: nn.Module) -> set[nn.Parameter]:
                 "without quantization, or leave it whole."
             )
     return kept
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The entries of the outermost lists of modules, such as the layers of an encoder."""
-    if isinstance(model, nn.ModuleList):
-        return [part for part in model if type(part).forward is not nn.Module.forward]
-    return [block for part in model.children() for block in _blocks(part)]
 
 
 def _check_same(model: nn.Module) -> None:
