@@ -63,6 +63,11 @@ class Likelihood(AbstractPyroModule):
             "linearised predictions and Laplace take Classification, Choice or Regression."
         )
 
+    @property
+    def has_scores(self) -> bool:
+        """Whether it has scores, without which there is no linearised model and no Laplace approximation."""
+        return type(self).scores is not Likelihood.scores
+
     def item_of_row(self, batch: Batch) -> Tensor:
         """The item that each row of the inputs belongs to. Shape `(rows,)`."""
         return torch.arange(self.num_items(batch), device=main_input(batch).device)

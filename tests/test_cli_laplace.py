@@ -79,3 +79,18 @@ def test_tfb_takes_its_tolerance(command: list[Any], bert: Path, tmp_path: Path)
     assert bayeslora(*command, "tfb", *MOODS, "--tfb.tolerance", 0.2, "--tfb.metric", "accuracy") == 0
     found = load_run(tmp_path / "run", bert).metadata["tfb"]
     assert (found["tolerance"], found["metric"]) == (0.2, "accuracy")
+
+
+def test_texts_are_refused_before_the_fit(llama: Path, tmp_path: Path, capsys: Any) -> None:
+    data, run = (
+        write(tmp_path / "texts.jsonl", [{"text": f"the film is {k}"} for k in range(20)]),
+        tmp_path / "run",
+    )
+    flags = ["--model", llama, "--data", data, "--text-column", "text", "--output", run]
+    assert bayeslora("fit", *flags, *SHORT, "laplace-lora") == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    assert message.startswith(
+        "bayeslora: --method laplace-lora: likelihood=NextToken has no scores to linearise"
+    )
+    assert "choose another method" in message
+    assert not run.exists()

@@ -66,7 +66,9 @@ def assert_reloads(
 ) -> Posterior:
     posterior.save(folder)
     assert set(contents(folder)) == FILES
+    before = torch.get_rng_state()
     loaded = Posterior.load(folder, base, **parts)
+    assert torch.equal(torch.get_rng_state(), before)
     ours, theirs = (p.log_likelihood([batch], 3, seed=4) for p in (posterior, loaded))
     assert torch.equal(ours, theirs)
     for name, weight in posterior.weights(3, seed=4).items():

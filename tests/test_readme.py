@@ -126,6 +126,22 @@ def test_the_band_gaps_run_and_a_job_that_is_done_is_not_done_again(tmp_path: Pa
     assert blob["scores"] == blob["by_draws"]["4"]
 
 
+def test_the_ratings_run(tmp_path: Path) -> None:
+    sizes = ["--num-steps", "2", "--num-train", "16", "--num-test", "8", "--methods", "balora"]
+    subprocess.run(
+        [sys.executable, "examples/ratings.py", *sizes, "--output", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        timeout=500,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": "."},
+    )
+    scores = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    for name in ("movies", "products"):
+        learned, predicted = scores[name].values()
+        assert learned["raters"] == 0.0 != predicted["raters"]  # one noise for all follows nobody
+
+
 def test_the_digits_run() -> None:
     steps = ["--num-steps", "2", "--pretrain-steps", "2", "--num-train", "20"]
     done = subprocess.run(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bayeslora_pyro.adapters.adapter import Adapter
 from bayeslora_pyro.adapters.bases import check_base, load_base, without_pefts_notes
+from bayeslora_pyro.isolation import local_rng
 from bayeslora_pyro.types import Weights
 
 __all__ = ["PEFT_CONFIG", "PEFT_TENSORS", "adapter_state", "load_peft_model", "read_config", "write_folder"]
@@ -106,7 +107,7 @@ def load_peft_model(
         )
     base = load_base(config, description["settings"]) if base_model is None else base_model
     check_base(base, description)
-    with without_pefts_notes():
+    with without_pefts_notes(), local_rng("adapter", adapter_name):  # PEFT draws factors before it reads them
         return cast(
             nn.Module,
             PeftModel.from_pretrained(base, str(folder), adapter_name=adapter_name, is_trainable=True),

@@ -227,7 +227,8 @@ def make_recipe(
         own["batch_size"] = options["batch_size"]
     if own.get("precision") == "tuning":
         own["tuning"] = tuning
-    with blame(", ".join(f"--{name} {options[name]}" for name in options if _is_own(name, options))):
+    given = [f"--{name} {options[name]}" for name in options if _is_own(name, options)]
+    with blame(", ".join(given) or f"--method {options['method']}"):
         recipe = build(peft_model, likelihood, num_data, seed=options["seed"], **own)
     prior = {
         name.partition(".")[2]: value

@@ -13,11 +13,11 @@ from bayeslora_pyro.laplace.approximation import Approximation
 from bayeslora_pyro.laplace.config import LaplaceConfig
 from bayeslora_pyro.laplace.tuning import best_precision_on
 from bayeslora_pyro.loading import first_batches
-from bayeslora_pyro.models import BayesianLora
+from bayeslora_pyro.models import BayesianLora, Likelihood
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.types import Batch
 
-__all__ = ["check_tuning", "laplace_posterior"]
+__all__ = ["check_likelihood", "check_tuning", "laplace_posterior"]
 
 
 def laplace_posterior(
@@ -49,7 +49,8 @@ def laplace_posterior(
         settings: Single settings, which win.
 
     Raises:
-        ValueError: If the settings do not fit together, or the LoRA is not trained and the evidence has no maximum.
+        ValueError: If the settings do not fit together, the likelihood has no scores, or the LoRA is not trained and
+            the evidence has no maximum.
 
     References:
         | Bayesian Low-rank Adaptation for Large Language Models (Yang et al., 2024), Section 3
@@ -59,6 +60,7 @@ def laplace_posterior(
     check_tuning(config, tuning)
     start = fitted if isinstance(fitted, Posterior) else None
     model = fitted if isinstance(fitted, BayesianLora) else fitted.model
+    check_likelihood(model.likelihood)
     lora = model.adapter.lora_weights() if start is None else start.mean_adapter()
     found = Approximation(model, lora, first_batches(loader, config.seed, sys.maxsize), config)
     if config.precision == "evidence":
@@ -80,3 +82,12 @@ def check_tuning(config: LaplaceConfig, tuning: Iterable[Batch] | None) -> None:
     """Complains of tuning items without use, and of a precision that has none to be chosen by."""
     if (config.precision == "tuning") != (tuning is not None):
         raise ValueError("precision='tuning' and tuning=… belong together: give both, or neither.")
+
+
+def check_likelihood(likelihood: Likelihood) -> None:
+    """Complains of a likelihood without scores, such as that of texts."""
+    if not likelihood.has_scores:
+        raise ValueError(
+            f"likelihood={type(likelihood).__name__} has no scores to linearise: Laplace-LoRA takes Classification, "
+            "Choice or Regression; for texts choose another method, such as bayesian-lora."
+        )

@@ -12,7 +12,13 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from bayeslora_pyro.laplace import LaplaceConfig, check_tuning, laplace_posterior, random_pattern
+from bayeslora_pyro.laplace import (
+    LaplaceConfig,
+    check_likelihood,
+    check_tuning,
+    laplace_posterior,
+    random_pattern,
+)
 from bayeslora_pyro.methods import lora
 from bayeslora_pyro.methods.recipe import Recipe
 from bayeslora_pyro.models import Likelihood
@@ -53,11 +59,12 @@ def build(
         settings: Fields of :class:`bayeslora_pyro.LaplaceConfig`.
 
     Raises:
-        ValueError: If `precision="tuning"` and `tuning` do not come together.
+        ValueError: If `precision="tuning"` and `tuning` do not come together, or the likelihood has no scores.
     """
     recipe = lora.build(peft_model, likelihood, num_data, seed=seed)
     config = LaplaceConfig(seed=seed, **settings)
     random_pattern(recipe.model.stacks, config.modules)  # better now than after the fit
+    check_likelihood(recipe.model.likelihood)
     return replace(recipe, num_draws=NUM_DRAWS, finish=Approximate(config, tuning))
 
 
