@@ -66,7 +66,7 @@ def test_interrupt_before_the_fit_leaves_nothing(
     def press(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bayeslora_pyro.cli.building.load_base_model", press)
+    monkeypatch.setattr("bayeslora_pyro.cli.language.load_base_model", press)
     arguments = ["--model", bert, "--data", fitted / "reviews.csv", *MOODS, "--output", tmp_path / "run"]
     assert bayeslora("fit", *arguments) == 130
     assert capsys.readouterr().err == "bayeslora: interrupted\n"

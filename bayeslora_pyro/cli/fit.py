@@ -15,17 +15,10 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from bayeslora_pyro import __version__
 from bayeslora_pyro.adapters import shard_base
 from bayeslora_pyro.checkpoints import read_tensors
-from bayeslora_pyro.cli.building import (
-    Language,
-    adapt,
-    check_method,
-    device_of,
-    load_language,
-    make_likelihood,
-    make_recipe,
-)
+from bayeslora_pyro.cli.building import check_method, make_likelihood, make_recipe
 from bayeslora_pyro.cli.data import RunData, load_run_data
 from bayeslora_pyro.cli.errors import CommandError, blame, one_line
+from bayeslora_pyro.cli.language import Language, adapt, device_of, load_language
 from bayeslora_pyro.cli.plans import PATHS, Plan, rooted
 from bayeslora_pyro.cli.runs import CHECKPOINT, FORMAT, RECORD, write_json
 from bayeslora_pyro.cli.terminal import say, show_facts, working

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from bayeslora_pyro.cli.building import Language, load_language, load_members
 from bayeslora_pyro.cli.data import RunData, load_run_data, load_shift, set_name
 from bayeslora_pyro.cli.errors import CommandError
+from bayeslora_pyro.cli.language import Language, load_language, load_members
 from bayeslora_pyro.cli.plans import Plan
 from bayeslora_pyro.cli.terminal import working
 from bayeslora_pyro.ensemble import Ensemble
