@@ -7,7 +7,7 @@ from contextlib import closing
 
 import torch
 
-from bayeslora_pyro.isolation import derive_seed, local_rng
+from bayeslora_pyro.isolation import derive_seed, local_rng, set_seed
 from bayeslora_pyro.types import Batch, main_input
 
 __all__ = ["endless_batches", "first_batches"]
@@ -67,11 +67,11 @@ def first_batches(loader: Iterable[Batch], seed: int, num_items: int) -> list[Ba
 def _seeded(loader: Iterable[Batch], seed: int, epoch: int) -> Generator[Batch, None, None]:
     """One pass through the loader, torch's global generator seeded before each batch."""
     count = 0
-    torch.manual_seed(derive_seed(seed, "epoch", epoch, count))
+    set_seed(derive_seed(seed, "epoch", epoch, count))
     for batch in loader:
         yield batch
         count += 1
-        torch.manual_seed(derive_seed(seed, "epoch", epoch, count))
+        set_seed(derive_seed(seed, "epoch", epoch, count))
 
 
 def _generators(loader: Iterable[Batch]) -> list[torch.Generator]:

@@ -22,7 +22,7 @@ from bayeslora_pyro.checkpoints import (
 from bayeslora_pyro.config import FitConfig
 from bayeslora_pyro.elbo import ElboParts, PartsELBO
 from bayeslora_pyro.guides import Guide
-from bayeslora_pyro.isolation import derive_seed
+from bayeslora_pyro.isolation import derive_seed, set_seed
 from bayeslora_pyro.loading import endless_batches
 from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.parts import describe_guide, describe_model
@@ -104,7 +104,7 @@ class Run:
         sizes = [self.model.likelihood.num_items(batch) for batch in batches]
         rows: list[Row] = []
         for index in range(rank(), len(batches), world_size()):
-            torch.manual_seed(derive_seed(config.seed, "step", step, *([index] if index else [])))
+            set_seed(derive_seed(config.seed, "step", step, *([index] if index else [])))
             share = sizes[index] / sum(sizes) / config.num_particles
             rows += self._add_gradient(to_device(batches[index], self.model.adapter.device), share, kl_weight)
         sum_over_ranks(parameter.grad for parameter in self.parameters if parameter.grad is not None)
