@@ -159,9 +159,13 @@ def test_data_without_labels_or_of_texts_are_refused() -> None:
         laplace_posterior(classifier(), [])
     texts = BayesianLora(tiny_llama(), "point", "next_token", num_data=5)
     with pytest.raises(
-        NotImplementedError, match=r"NextToken does not say.*take Classification, Choice or Regression"
+        ValueError, match=r"NextToken has no scores.*takes Classification, Choice or Regression"
     ):
         laplace_posterior(texts, [tiny_batch("next_token")])
+    with pytest.raises(
+        NotImplementedError, match=r"NextToken does not say .* in scores, of_scores and fisher_root"
+    ):
+        texts.likelihood.fisher_root(torch.zeros(1, 1))
 
 
 @pytest.mark.parametrize("per", ["all", "role", "layer", "factor"])

@@ -139,8 +139,10 @@ def test_planted_faults_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     posterior, batch = CASES["bert, half"][0](), tiny_batch()
     wanted = plainly(posterior, batch, monkeypatch)
 
-    def interleaved(output: Tensor, count: int) -> Tensor:
-        return output.repeat_interleave(count, 0)
+    def interleaved(output: Any, count: int) -> Any:
+        if isinstance(output, tuple):  # as transformers 4.56 has it
+            return tuple(interleaved(part, count) for part in output)
+        return None if output is None else output.repeat_interleave(count, 0)
 
     with monkeypatch.context() as patch:
         patch.setattr(prefix_module, "_tiled", interleaved)
