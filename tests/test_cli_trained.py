@@ -280,7 +280,7 @@ def shelf(trained: Path, fitted: Path, bert: Path, llama: Path, tmp_path_factory
         ("deeper", {"num_layers": 3, "hidden": 16}),
         ("wider", {"num_layers": 2, "hidden": 8}),
     ):
-        tiny_bert(num_labels=2, **sizes).save_pretrained(str(folder / name))
+        tiny_bert(num_labels=2, **sizes).save_pretrained(str(folder / name), save_embedding_layers=False)
     base_model, _ = load_base_model(str(llama), task_type="choice")
     lora = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj"])
     get_peft_model(base_model, lora).save_pretrained(str(folder / "decoder"), save_embedding_layers=False)
