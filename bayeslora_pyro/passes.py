@@ -52,11 +52,12 @@ class FactorDraws:
     ) -> None:
         self.num_draws = num_draws
         self._make = make
-        first = make(0, 1)
+        self._held = make(0, num_draws) if memory_budget is None else None
+        first = make(0, 1) if self._held is None else self.between(0, 1)
         self._bytes_of_one = sum(value.nbytes for value in first.values())
-        bears = memory_budget is None or num_draws * self._bytes_of_one <= SHARE_OF_DRAWS * memory_budget
-        self._held = make(0, num_draws) if bears else None
-        self.random = varying(self._held) if self._held is not None else self._compare(first)
+        if memory_budget is not None and num_draws * self._bytes_of_one <= SHARE_OF_DRAWS * memory_budget:
+            self._held = make(0, num_draws)
+        self.random = self._compare(first) if self._held is None else varying(self._held)
 
     @property
     def held_bytes(self) -> int:
@@ -123,7 +124,8 @@ def each_batch(
             on_device,
             memory_budget,
             num_logits=model.likelihood.model_arguments(on_device).get("logits_to_keep"),
-            held=(0 if prefix is None else prefix.num_bytes) + (draws.held_bytes if memory_budget else 0),
+            held=(0 if prefix is None else prefix.num_bytes)
+            + (0 if memory_budget is None else draws.held_bytes),
             draw=draws.bytes_of_one,
         )
         for first in range(0, num_draws, size):

@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from bayeslora_pyro.adapters.bases import without_pefts_notes
+from bayeslora_pyro.isolation import set_seed
 
 __all__ = ["add_lora"]
 
@@ -47,7 +48,7 @@ def add_lora(
         raise ValueError(f"target_modules has {missing[0]!r}: the base model has {', '.join(sorted(names))}")
     model: Any = base_model  # PEFT asks for a PreTrainedModel and takes any module
     with torch.random.fork_rng(), without_pefts_notes():
-        torch.manual_seed(seed)
+        set_seed(seed)
         try:
             return cast(PeftModel, get_peft_model(model, config))
         except ValueError as error:
