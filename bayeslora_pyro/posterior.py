@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
@@ -14,20 +13,18 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from bayeslora_pyro import decoding, draws, folders
+from bayeslora_pyro import decoding, draws, folders, predicting
 from bayeslora_pyro.adapters import compiled_blocks
-from bayeslora_pyro.config import COLLAPSE, PREDICTIVES
-from bayeslora_pyro.curvature import linearised_batches
 from bayeslora_pyro.decoding import By
 from bayeslora_pyro.generation import Generation, GenerationByDraw
 from bayeslora_pyro.guides import Guide
-from bayeslora_pyro.isolation import evaluating, local_rng
+from bayeslora_pyro.isolation import evaluating
 from bayeslora_pyro.models import BayesianLora
-from bayeslora_pyro.passes import FactorDraws, LocalValues, Pair, Reader, each_batch, numbers, prediction_of
+from bayeslora_pyro.passes import numbers, prediction_of
 from bayeslora_pyro.prediction import Prediction, RegressionPrediction
 from bayeslora_pyro.prompts import Prompts
 from bayeslora_pyro.traces import is_named, site_dims, stack_values, stack_weights
-from bayeslora_pyro.types import Batch, FactorStack, Weights
+from bayeslora_pyro.types import Batch, FactorStack
 
 __all__ = ["Posterior"]
 
@@ -163,7 +160,9 @@ class Posterior:
             predictive: What is drawn, by default what the guide says: weights, for the language model itself
                 (`"network"`), or what else `PREDICTIVES` has for the model linearised at the mean.
         """
-        return prediction_of(self._drawn(batches, num_draws, seed, memory_budget, numbers, predictive))
+        return prediction_of(
+            predicting.drawn(self, batches, _count(num_draws), seed, memory_budget, numbers, predictive)
+        )
 
     def compiled(self, **options: Any) -> AbstractContextManager[None]:
         """Has the blocks of the language model run compiled, by `torch.compile`, until the context is left.
@@ -194,14 +193,8 @@ class Posterior:
         memory_budget: int | None = None,
     ) -> Prediction | RegressionPrediction:
         """Predicts each item of some batches with the draws of :meth:`sample_prior`; see :meth:`predict`."""
-
-        def make(first: int, count: int) -> dict[str, Tensor]:
-            each = (draws.prior_weights(self.model, seed, draw) for draw in range(first, first + count))
-            return stack_weights(each, count)
-
-        num_draws = _count(num_draws)
         return prediction_of(
-            self._each_batch(batches, make, num_draws, seed, memory_budget, numbers, self.model.sample_local)
+            predicting.drawn_from_prior(self.model, batches, _count(num_draws), seed, memory_budget, numbers)
         )
 
     def generate(
@@ -251,69 +244,8 @@ class Posterior:
                 raise ValueError("batches have no labels: there is nothing to score.")
             return (predictive.log_prob(observed),)
 
-        pairs = self._drawn(batches, num_draws, seed, memory_budget, score, predictive)
+        pairs = predicting.drawn(self, batches, _count(num_draws), seed, memory_budget, score, predictive)
         return torch.cat([scores for _, (scores,) in pairs], dim=-1)
-
-    def _drawn(
-        self,
-        batches: Iterable[Batch],
-        num_draws: int,
-        seed: int,
-        memory_budget: int | None,
-        read: Reader,
-        predictive: str | None,
-    ) -> list[Pair]:
-        """What is read off the predictive distributions of draws, of the network or of its linearisation."""
-        chosen = predictive or self.predictive
-        if chosen not in PREDICTIVES:
-            raise ValueError(f"predictive should be one of {', '.join(PREDICTIVES)}, and is {predictive!r}.")
-        if chosen == "network":
-            if self.is_linearised:
-                warnings.warn(f"{COLLAPSE} Predict with predictive='joint'.", stacklevel=3)
-            return self._each_batch(
-                batches,
-                lambda first, count: self.weights(count, seed, first),
-                _count(num_draws),
-                seed,
-                memory_budget,
-                read,
-                self._local_values,
-            )
-        if self.depends_on_items:
-            raise ValueError(
-                f"predictive={chosen!r} needs one posterior for all items, and the noise of this one depends on the "
-                "item: predict with 'network'."
-            )
-        with self._evaluating(), local_rng(seed, "batches"):
-            return linearised_batches(
-                self.model,
-                self.guide.factor_posteriors(),
-                self.mean_adapter(),
-                batches,
-                _count(num_draws),
-                seed,
-                chosen,
-                read,
-                self.weights(num_draws, seed) if chosen == "weights" else None,
-            )
-
-    def _each_batch(
-        self,
-        batches: Iterable[Batch],
-        make: Callable[[int, int], Weights],
-        num_draws: int,
-        seed: int,
-        memory_budget: int | None,
-        read: Reader,
-        local: LocalValues,
-    ) -> list[Pair]:
-        with self._evaluating(), local_rng(seed, "batches"):
-            drawn = FactorDraws(make, num_draws, memory_budget)
-            return each_batch(self.model, batches, drawn, memory_budget, read, local, seed)
-
-    def _local_values(self, batch: Batch) -> dict[str, Tensor]:
-        """The local sites of the items of a batch."""
-        return {name: posterior.sample() for name, posterior in self.guide.local_posteriors(batch).items()}
 
     def mean_adapter(self) -> dict[str, Tensor]:
         r"""The posterior mean of each factor, :math:`\mathbb{E}_q W`. Shapes `(L, d_o, d_i)`, by stack name.
