@@ -61,6 +61,19 @@ def test_test_and_tuning_sets_are_the_same_for_every_seed_and_nested_in_size():
         check_disjoint(cut)
 
 
+@pytest.mark.parametrize("name", ["train", "tuning", "test"])
+def test_the_first_items_of_a_set_are_a_sample_of_it(name):
+    examples = make_examples(size=2000)
+    by_label = examples.select(sorted(range(2000), key=lambda item: examples.labels[item]))
+    small, large = (
+        getattr(split(by_label, **{"train": 50, "tuning": 50, "test": 50, name: n}, seed=0), name)
+        for n in (100, 400)
+    )  # a file often holds one label after another
+    assert small.texts == large.texts[:100]
+    assert 35 <= sum(small.labels) <= 65
+    assert sum(sorted(large.labels)[:100]) == 0  # the planted fault: the order of the file
+
+
 def test_train_set_follows_the_seed_and_nests():
     examples = make_examples()
     small, again, large, other = (
@@ -76,15 +89,15 @@ def test_test_set_does_not_depend_on_the_order_of_the_file():
     turned = examples.select(range(len(examples) - 1, -1, -1))
     first, second = (split(some, train=30, tuning=20, test=40, seed=0) for some in (examples, turned))
     for name in ("train", "tuning", "test"):
-        assert set(getattr(first, name).texts) == set(getattr(second, name).texts)
+        assert getattr(first, name).texts == getattr(second, name).texts
 
 
 def test_test_set_is_pinned():
     # A change of the hash would change every reported figure.
     cut = split(make_examples(), train=3, tuning=2, test=3, seed=0)
-    assert cut.test.texts == ("text 19", "text 43", "text 118")
+    assert cut.test.texts == ("text 118", "text 43", "text 19")
     assert cut.tuning.texts == ("text 35", "text 119")
-    assert cut.train.texts == ("text 37", "text 189", "text 190")
+    assert cut.train.texts == ("text 190", "text 189", "text 37")
 
 
 def test_labels_stay_with_their_texts():
