@@ -3,6 +3,8 @@
 from bayeslora_pyro.models.ard import ArdPrior as ArdPrior
 from bayeslora_pyro.models.base import LatentPrior as LatentPrior
 from bayeslora_pyro.models.base import Prior as Prior
+from bayeslora_pyro.models.catalogue import LIKELIHOODS as LIKELIHOODS
+from bayeslora_pyro.models.catalogue import PRIORS as PRIORS
 from bayeslora_pyro.models.choice import Choice as Choice
 from bayeslora_pyro.models.gaussian import GaussianPrior as GaussianPrior
 from bayeslora_pyro.models.gaussian import PointPrior as PointPrior
@@ -12,8 +14,6 @@ from bayeslora_pyro.models.likelihood import Likelihood as Likelihood
 from bayeslora_pyro.models.likelihoods import Classification as Classification
 from bayeslora_pyro.models.likelihoods import NextToken as NextToken
 from bayeslora_pyro.models.likelihoods import Regression as Regression
-from bayeslora_pyro.models.lora import LIKELIHOODS as LIKELIHOODS
-from bayeslora_pyro.models.lora import PRIORS as PRIORS
 from bayeslora_pyro.models.lora import BayesianLora as BayesianLora
 from bayeslora_pyro.models.matrix_normal import MatrixNormalPrior as MatrixNormalPrior
 from bayeslora_pyro.models.rank_space import RankSpacePrior as RankSpacePrior

@@ -22,45 +22,14 @@ from bayeslora_pyro.adapters import (
     make_operators,
     pooled_features,
 )
-from bayeslora_pyro.models.ard import ArdPrior
 from bayeslora_pyro.models.base import Prior
-from bayeslora_pyro.models.choice import Choice
-from bayeslora_pyro.models.gaussian import GaussianPrior, PointPrior
-from bayeslora_pyro.models.global_inducing import GlobalInducingPrior
-from bayeslora_pyro.models.inducing import InducingPrior
+from bayeslora_pyro.models.catalogue import LIKELIHOODS, PRIORS, look_up
 from bayeslora_pyro.models.likelihood import Likelihood
-from bayeslora_pyro.models.likelihoods import Classification, NextToken, Regression
-from bayeslora_pyro.models.matrix_normal import MatrixNormalPrior
 from bayeslora_pyro.models.placement import Placement
-from bayeslora_pyro.models.rank_space import RankSpacePrior
-from bayeslora_pyro.models.relative_noise import RelativeNoisePrior
-from bayeslora_pyro.models.sparse import HorseshoePrior, LaplacePrior
 from bayeslora_pyro.plates import draws_plate, items_plate
 from bayeslora_pyro.types import Batch, FactorStack, Weights, main_input
 
-__all__ = ["LIKELIHOODS", "PRIORS", "BayesianLora"]
-
-PRIORS: dict[str, type[Prior]] = {
-    "inducing": InducingPrior,
-    "global_inducing": GlobalInducingPrior,
-    "gaussian": GaussianPrior,
-    "matrix_normal": MatrixNormalPrior,
-    "ard": ArdPrior,
-    "laplace": LaplacePrior,
-    "horseshoe": HorseshoePrior,
-    "rank_space": RankSpacePrior,
-    "point": PointPrior,
-    "relative_noise": RelativeNoisePrior,
-}
-"""The priors by name."""
-
-LIKELIHOODS: dict[str, type[Likelihood]] = {
-    "classification": Classification,
-    "choice": Choice,
-    "next_token": NextToken,
-    "regression": Regression,
-}
-"""The likelihoods by name."""
+__all__ = ["BayesianLora"]
 
 AnyPrior = Prior | str
 
@@ -106,7 +75,7 @@ class BayesianLora(PyroModule):
         self._keys = {stack.name: placement.key_of(stack.role, stack.adapters[0]) for stack in self.stacks}
         placement.check_used(self._keys.values())
         self._initial = None if initial is None else dict(initial)
-        self.likelihood = copy.deepcopy(_look_up("likelihood", likelihood, LIKELIHOODS))
+        self.likelihood = copy.deepcopy(look_up("likelihood", likelihood, LIKELIHOODS))
         self.priors = self._setup_priors(by_key)
         head = self.adapter.head_parameters()
         self.head_names = tuple(head)
@@ -117,7 +86,7 @@ class BayesianLora(PyroModule):
         initial = self.lora_weights()
         priors: Any = PyroModule[nn.ModuleDict]()
         for key in sorted(by_key):
-            prior = copy.deepcopy(_look_up("prior", by_key[key], PRIORS))
+            prior = copy.deepcopy(look_up("prior", by_key[key], PRIORS))
             prior.name = _module_name(key)
             prior.setup([stack for stack in self.stacks if self._keys[stack.name] == key], initial, generator)
             priors[prior.name] = prior
@@ -316,12 +285,3 @@ def _redrawn(values: Tensor, generator: torch.Generator) -> Tensor:
 def _module_name(key: str) -> str:
     """A key as the name of a module, which has no dots."""
     return key.replace(".", "/")
-
-
-def _look_up(argument: str, value: Any, table: Mapping[str, type[Any]]) -> Any:
-    """Turns a name into an object with its default settings; leaves an object alone."""
-    if not isinstance(value, str):
-        return value
-    if value not in table:
-        raise ValueError(f"{argument}={value!r} is not known. Choose one of {', '.join(table)}.")
-    return table[value]()
