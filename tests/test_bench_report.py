@@ -11,10 +11,12 @@ import torch
 from bayeslora_pyro import metrics
 from bayeslora_pyro.bench.lines import groups_of, headlines, lines_of
 from bayeslora_pyro.bench.paired import differences, interval_of_mean, item_scores
+from bayeslora_pyro.bench.predictions import Raw
 from bayeslora_pyro.bench.report import write_report
 from bayeslora_pyro.bench.storing import read_cells
 from bayeslora_pyro.bench.tables import cost_table, main_table, mean_table
 
+from . import bench_cells
 from .bench_cells import PROTOCOL, cell_of, raw_of, write_made_up
 
 METHODS = ("lora", "ensemble", "tfb", "blob", "laplace-lora", "bayesian-lora")
@@ -159,6 +161,15 @@ def test_differences_to_lora_are_paired_by_item(finished):
 def test_differences_that_are_not_paired_are_caught(finished):
     with pytest.raises(AssertionError):
         check_paired(paired_by_hand(shuffled=True), finished)
+
+
+def test_cells_of_other_items_are_not_paired(tmp_path, monkeypatch):
+    write_made_up(tmp_path, cell_of("lora"))
+    turned = {name: Raw(own.log_probs.flip(1), own.labels.flip(0)) for name, own in raw_of().items()}
+    monkeypatch.setattr(bench_cells, "raw_of", lambda *args, **options: turned)
+    write_made_up(tmp_path, cell_of("blob"))
+    with pytest.raises(ValueError, match="have other items in the set test"):
+        differences(group_of(tmp_path), "test")
 
 
 def test_scores_of_items_have_the_metrics_for_means():

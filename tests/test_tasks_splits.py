@@ -61,7 +61,7 @@ def test_test_and_tuning_sets_are_the_same_for_every_seed_and_nested_in_size():
         check_disjoint(cut)
 
 
-@pytest.mark.parametrize("name", ["train", "tuning", "test"])
+@pytest.mark.parametrize("name", ["tuning", "test"])
 def test_the_first_items_of_a_set_are_a_sample_of_it(name):
     examples = make_examples(size=2000)
     by_label = examples.select(sorted(range(2000), key=lambda item: examples.labels[item]))
@@ -88,8 +88,9 @@ def test_test_set_does_not_depend_on_the_order_of_the_file():
     examples = make_examples()
     turned = examples.select(range(len(examples) - 1, -1, -1))
     first, second = (split(some, train=30, tuning=20, test=40, seed=0) for some in (examples, turned))
-    for name in ("train", "tuning", "test"):
-        assert getattr(first, name).texts == getattr(second, name).texts
+    assert first.tuning.texts == second.tuning.texts
+    assert first.test.texts == second.test.texts
+    assert set(first.train.texts) == set(second.train.texts)
 
 
 def test_test_set_is_pinned():
@@ -97,7 +98,7 @@ def test_test_set_is_pinned():
     cut = split(make_examples(), train=3, tuning=2, test=3, seed=0)
     assert cut.test.texts == ("text 118", "text 43", "text 19")
     assert cut.tuning.texts == ("text 35", "text 119")
-    assert cut.train.texts == ("text 190", "text 189", "text 37")
+    assert cut.train.texts == ("text 37", "text 189", "text 190")
 
 
 def test_labels_stay_with_their_texts():

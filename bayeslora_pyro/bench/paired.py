@@ -65,7 +65,11 @@ def differences(group: Group, name: str, num_draws: int = HEADLINE_DRAWS) -> lis
         group: The cells.
         name: The set.
         num_draws: The number of draws of all methods that draw.
+
+    Raises:
+        ValueError: If the cells hold other items, or hold them in another order.
     """
+    _check_items(group, name)
     wanted = {
         (line.method, line.variant, line.draws): line.label
         for line in headlines(lines_of(group, name), num_draws)
@@ -96,6 +100,17 @@ def interval_of_mean(values: Tensor, num_resamples: int = 1000, seed: int = 0) -
     means = values[torch.randint(count, (num_resamples, count), generator=generator)].mean(-1)
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
     return low, high
+
+
+def _check_items(group: Group, name: str) -> None:
+    known = {stored.cell.name: stored.raw()[name].labels for stored in group.cells}
+    first, *others = known
+    for other in others:
+        if not torch.equal(known[first], known[other]):
+            raise ValueError(
+                f"{first} and {other} have other items in the set {name}, or another order of them, as versions differ "
+                "in how they split: do them anew with overwrite, or report them apart."
+            )
 
 
 def _scores_of(stored: StoredCell, name: str) -> dict[Key, dict[str, Tensor]]:

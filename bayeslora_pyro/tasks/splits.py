@@ -32,8 +32,10 @@ def split(examples: Examples, *, train: int | None, tuning: int, test: int | Non
     tuning set from the high end, so each is the same for every seed and a larger one holds every smaller one.
     The training set is drawn by ``seed`` from what is left. Items with the same text never stand in two sets.
     Where the examples come with an official test part, the test set is taken from that part, the others from
-    the rest. Each set comes in the order in which it was drawn, not in that of the file, where labels may lie together:
-    its first items are a random sample of it.
+    the rest.
+
+    Tuning and test items come by rank, not in the order of the file, where labels may lie together: the first of
+    them are a random sample. Training items keep the order of the file; a loader shuffles them.
 
     Args:
         examples: What to split.
@@ -67,7 +69,7 @@ def split(examples: Examples, *, train: int | None, tuning: int, test: int | Non
     pool = [i for i in rest if digests[i] not in taken]
     pool.sort(key=lambda item: (_digest(f"{seed}:{digests[item]}"), item))
     train_items = _take(pool, train, "train", examples)
-    return Splits(*(examples.select(items) for items in (train_items, tuning_items, test_items)))
+    return Splits(*(examples.select(items) for items in (sorted(train_items), tuning_items, test_items)))
 
 
 def _digest(text: str) -> str:
