@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from rich.table import Table
 
 from bayeslora_pyro import METHODS, BayesianLora, FitConfig, FlowGuide, InducingPrior, MeanFieldGuide, fit
 from bayeslora_pyro.adapters import add_lora
+from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.metrics import evaluate_log_probs, mean_log_probs, temperature_scale
 from bayeslora_pyro.tasks import Examples, faster_dtype, load_base_model, load_task, make_loader, split
 
@@ -61,51 +63,54 @@ def load_sets(seed: int) -> dict[str, Examples]:
 
 def fit_variant(variant: Variant, seed: int, num_steps: int) -> dict[str, float]:
     """Fits a variant with one seed, and scores it on each set."""
-    sets = load_sets(seed)
-    base_model, tokenizer = load_base_model(
-        "minilm",
-        task_type="classification",
-        num_labels=2,
-        seed=seed,
-        dtype=faster_dtype(),
-        attention="eager",
-    )
+    sets, options = load_sets(seed), {"dtype": faster_dtype(), "attention": "eager", "seed": seed}
+    base_model, tokenizer = load_base_model("minilm", task_type="classification", num_labels=2, **options)
     peft_model = add_lora(base_model, task_type="SEQ_CLS", target_modules=["query", "value"], seed=seed)
     loading = {"group_by_length": True, "max_length": 64}
     train = make_loader(sets.pop("train"), tokenizer, batch_size=16, shuffle=True, seed=seed, **loading)
-    loaders = {
-        name: make_loader(own, tokenizer, batch_size=64, shuffle=False, **loading)
-        for name, own in sets.items()
-    }
     if "method" in variant:
         recipe = METHODS[variant["method"]["name"]](peft_model, "classification", 400, seed=seed)
         result, num_draws = recipe.fit(train, num_steps=num_steps, progress=False), recipe.num_draws
     else:
-        prior = InducingPrior(**variant.get("prior", {}))
-        model = BayesianLora(peft_model, prior, "classification", 400, seed=seed)
-        means = locate_columns(model, train) if "located" in variant else []
-        family = FlowGuide if "transform" in variant.get("guide", {}) else MeanFieldGuide
-        guide = family(model, seed=seed, **variant.get("guide", {}))
-        with torch.no_grad():
-            for name in means:
-                guide.get_parameter(f"{name}.loc")[:, :, 0] = 0  # what all tokens share starts unread
-        if "from_lora" in variant:
-            guide.from_lora()
+        model = BayesianLora(
+            peft_model, InducingPrior(**variant.get("prior", {})), "classification", 400, seed=seed
+        )
+        guide = make_guide(variant, model, train, seed)
         config = FitConfig(seed=seed, num_steps=num_steps).replace(**variant.get("fit", {}))
         result, num_draws = fit(model, guide, train, config, progress=False), 8
-    predictions = {name: result.posterior.predict(loader, num_draws) for name, loader in loaders.items()}
-    tuning = predictions.pop("temperature")
-    temperature = temperature_scale(mean_log_probs(tuning.log_probs), tuning.labels)
+    predictions = {}
+    for name, own in sets.items():
+        loader = make_loader(own, tokenizer, batch_size=64, shuffle=False, **loading)
+        predictions[name] = result.posterior.predict(loader, num_draws)
+    last = result.history[-1]
+    return score(predictions) | {k: last[k] for k in ("kl_V", "kl_W") if k in last}
+
+
+def make_guide(variant: Variant, model: BayesianLora, train: Iterable[Any], seed: int) -> Guide:
+    """The guide of a variant, where it starts."""
+    read = locate_columns(model, train) if "located" in variant else []
+    family = FlowGuide if "transform" in variant.get("guide", {}) else MeanFieldGuide
+    guide = family(model, seed=seed, **variant.get("guide", {}))
+    with torch.no_grad():
+        for name in read:
+            guide.get_parameter(f"{name}.loc")[:, :, 0] = 0  # what all tokens share starts unread
+    if "from_lora" in variant:
+        guide.from_lora()
+    return guide
+
+
+def score(predictions: dict[str, Any]) -> dict[str, float]:
+    """The figures of each set, as they are and with a temperature."""
+    means = {name: mean_log_probs(own.log_probs) for name, own in predictions.items()}
+    temperature = temperature_scale(means.pop("temperature"), predictions["temperature"].labels)
     scores = {}
-    for name, prediction in predictions.items():
-        mean = mean_log_probs(prediction.log_probs)
-        scaled = evaluate_log_probs((mean / temperature).log_softmax(-1), prediction.labels)
-        own = prediction.evaluate()
+    for name, mean in means.items():
+        own = predictions[name].evaluate()
+        scaled = evaluate_log_probs((mean / temperature).log_softmax(-1), predictions[name].labels)
         scores |= {f"{name} {metric}": own[metric] for metric in ("accuracy", "nll", "ece")}
         scores[f"{name} gap"] = float(mean.exp().amax(-1).mean()) - own["accuracy"]
         scores |= {f"{name} {metric} with a temperature": scaled[metric] for metric in ("nll", "ece")}
-    last = result.history[-1]
-    return scores | {k: last[k] for k in ("kl_V", "kl_W") if k in last}
+    return scores
 
 
 def main() -> None:
