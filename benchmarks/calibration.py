@@ -43,6 +43,7 @@ VARIANTS: dict[str, Variant] = {
     "noise-0.02": {"guide": {"noise_scale": 0.02}},
     "noise-0.05": {"guide": {"noise_scale": 0.05}},
     "fast-cosine": {"fit": {"learning_rate": 1e-2, "schedule": "cosine"}},
+    "noise-0.05-kl-0.1": {"guide": {"noise_scale": 0.05}, "fit": {"kl_weight": 0.1}},
     "located": {"located": {}},
     "located-noise-0.02": {"located": {}, "guide": {"noise_scale": 0.02}},
     "located-noise-0.05": {"located": {}, "guide": {"noise_scale": 0.05}},
