@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 __all__ = ["COLLAPSE", "PREDICTIVES", "WRITERS", "FitConfig"]
 
-PREDICTIVES = ("network", "joint", "independent", "probit", "bridge", "weights")
-"""How a posterior predicts: with draws in the network, or through the network linearised at the mean."""
+PREDICTIVES = ("network", "centred", "joint", "independent", "probit", "bridge", "weights")
+"""How a posterior predicts: with draws in the network, as they are or centred, or linearised at the mean."""
 
 WRITERS = ("mixture", "draw", "mean")
 """Who writes: all draws together, each draw on its own, or the mean adapter."""

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pyro.distributions as dist
 import pyro.poutine as poutine
 from torch import Tensor
 
 from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.isolation import local_rng
 from bayeslora_pyro.models import BayesianLora
-from bayeslora_pyro.opposite import drawing
-from bayeslora_pyro.traces import mean_of
+from bayeslora_pyro.opposite import drawing, is_symmetric
+from bayeslora_pyro.traces import is_named, mean_of
 
-__all__ = ["guide_trace", "guide_weights", "mean_weights", "prior_trace", "prior_weights"]
+__all__ = [
+    "guide_trace",
+    "guide_weights",
+    "mean_weights",
+    "prior_trace",
+    "prior_weights",
+    "without_opposite",
+]
 
 
 def guide_trace(guide: Guide, seed: int, draw: int) -> poutine.Trace:
@@ -24,6 +34,14 @@ def prior_trace(model: BayesianLora, seed: int, draw: int) -> poutine.Trace:
     """The trace of the prior in a draw."""
     with local_rng(seed, "prior", draw):
         return poutine.trace(model.sample_weights).get_trace()
+
+
+def without_opposite(guide: Guide) -> str | None:
+    """Names a site of the guide whose draws do not come in opposite pairs; None where all do, or stand still."""
+    sites: dict[str, Any] = dict(guide_trace(guide, 0, 0).nodes)
+    distributions = {name: site["fn"] for name, site in sites.items() if is_named(site)}
+    moving = {name: each for name, each in distributions.items() if not isinstance(each, dist.Delta)}
+    return next((name for name, each in moving.items() if not is_symmetric(each)), None)
 
 
 def guide_weights(model: BayesianLora, guide: Guide, seed: int, draw: int) -> dict[str, Tensor]:

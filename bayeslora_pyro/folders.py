@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -32,8 +33,8 @@ __all__ = ["CONFIG", "TENSORS", "load", "peft_record", "read_record", "save", "s
 
 CONFIG = "posterior_config.json"
 TENSORS = "posterior.safetensors"
-FORMAT = 2
-"""Format 1 had digests of neither the record itself nor PEFT's configuration; it is still read."""
+FORMAT = 3
+"""Format 2 had no temperature, format 1 no digests of the record itself and of PEFT's configuration; both are read."""
 
 RECORD: dict[str, Any] = {
     "format": int,
@@ -44,10 +45,14 @@ RECORD: dict[str, Any] = {
     "metadata": dict,
     "history": [dict],
 }
-"""What `posterior_config.json` holds: a type, the types of the entries of a list, or those of an object by name."""
+"""What `posterior_config.json` holds: a type or several, the types of the entries of a list, or those of an object."""
 
-RECORD_1 = RECORD | {"sha256": {TENSORS: str, PEFT_TENSORS: str}}
-"""What it held in format 1."""
+FORMATS = {
+    1: RECORD | {"sha256": {TENSORS: str, PEFT_TENSORS: str}},
+    2: RECORD,
+    FORMAT: RECORD | {"temperature": (float, NoneType)},
+}
+"""What each format holds."""
 
 
 def save(posterior: Posterior, folder: Path) -> None:
@@ -62,6 +67,7 @@ def save(posterior: Posterior, folder: Path) -> None:
             "guide": describe_guide(guide),
             "base": describe_base(model.adapter),
             "sha256": {name: digest_of_file(target / name) for name in RECORD["sha256"] if name != CONFIG},
+            "temperature": posterior.temperature,
             "metadata": posterior.metadata,
             "history": posterior.history,
         }
@@ -154,7 +160,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} has format {known}, and this version reads {FORMAT}: update bayeslora-pyro."
         )
-    expected = {1: RECORD_1, FORMAT: RECORD}.get(known) if type(known) is int else None
+    expected = FORMATS.get(known) if type(known) is int else None
     if wrong := "format" if expected is None else _first_wrong(record, expected):
         raise ValueError(f"{path} is damaged (at {wrong!r}): restore it from a copy, or fit again.")
     _check_files(folder, record)
@@ -164,8 +170,8 @@ def read_record(folder: Path) -> dict[str, Any]:
 def _first_wrong(record: dict[str, Any], expected: dict[str, Any]) -> str | None:
     """Names the first entry that is missing or of another type."""
     for name, kind in expected.items():
-        outer = kind if isinstance(kind, type) else type(kind)
-        if type(record.get(name)) is not outer:
+        outer = kind if isinstance(kind, type | tuple) else type(kind)
+        if name not in record or type(record[name]) not in (outer if isinstance(outer, tuple) else (outer,)):
             return name
         if isinstance(kind, dict) and (wrong := _first_wrong(record[name], kind)):
             return f"{name}.{wrong}"

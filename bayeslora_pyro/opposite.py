@@ -22,7 +22,7 @@ from bayeslora_pyro.kronecker_normal import KroneckerNormal
 from bayeslora_pyro.matrix_normal import MatrixNormal
 from bayeslora_pyro.vec_normal import VecNormal
 
-__all__ = ["Opposite", "drawing"]
+__all__ = ["Opposite", "drawing", "is_symmetric"]
 
 SYMMETRIC = (
     Normal,
@@ -71,7 +71,7 @@ class Opposite(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["done"] or msg["is_observed"] or type(msg["fn"]).__name__ == "_Subsample":
             return
-        if _is_symmetric(msg["fn"]):
+        if is_symmetric(msg["fn"]):
             value = _opposite(msg["fn"])
         else:
             msg["fn"]()  # so that later sites meet the noise that they met before
@@ -80,10 +80,10 @@ class Opposite(Messenger):
         msg["value"], msg["done"] = value, True
 
 
-def _is_symmetric(distribution: Any) -> bool:
+def is_symmetric(distribution: Any) -> bool:
     """Whether a draw has an opposite."""
     if isinstance(distribution, Independent | TransformedDistribution):
-        return _is_symmetric(distribution.base_dist)
+        return is_symmetric(distribution.base_dist)
     return isinstance(distribution, SYMMETRIC)
 
 

@@ -42,6 +42,7 @@ class Posterior:
         guide: The fitted guide.
         history: The history of the fit.
         metadata: What else is known of the fit; JSON values only.
+        temperature: That of the mean adapter where predictions are centred on it; see :meth:`centred`.
     """
 
     def __init__(
@@ -51,12 +52,16 @@ class Posterior:
         *,
         history: Sequence[Mapping[str, float]] = (),
         metadata: Mapping[str, Any] | None = None,
+        temperature: float | None = None,
     ) -> None:
+        if temperature is not None and not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature should be positive and finite, and is {temperature}.")
         self.model = model
         self.guide = guide
         self.history = [dict(row) for row in history]
         self.metadata = dict(metadata or {})
-        self.predictive = guide.predictive
+        self.temperature = temperature
+        self.predictive = guide.predictive if temperature is None else "centred"
 
     @property
     def is_linearised(self) -> bool:
@@ -68,6 +73,26 @@ class Posterior:
         same = copy.copy(self)
         same.predictive = predictive
         return same
+
+    def centred(self, batches: Iterable[Batch], num_draws: int = 8, seed: int = 0) -> Self:
+        r"""The same posterior, its draws centred on the mean adapter and as confident as they are in the network.
+
+        What noise does to the scores on average is a lower gain, which calibrates the draws, and a bias, for which
+        the fit has made up on its own data only. Centred draws have the gain, as one temperature, without the bias;
+        see :func:`~bayeslora_pyro.centring.centre`.
+
+        Args:
+            batches: Inputs, such as some of those trained on. Their labels are not looked at.
+            num_draws: The number of draws to take the temperature from, even.
+            seed: The seed of the draws.
+
+        Raises:
+            ValueError: If predictions are not of classes or choices, or the draws have no opposites.
+        """
+        temperature = predicting.temperature_of(self, batches, _count(num_draws), seed)
+        return type(self)(
+            self.model, self.guide, history=self.history, metadata=self.metadata, temperature=temperature
+        )
 
     @property
     def stacks(self) -> tuple[FactorStack, ...]:
@@ -158,7 +183,8 @@ class Posterior:
                 decides how many draws share a pass, and whether they are held or made anew for each batch, never what
                 comes out. By default all draws are held, and activations take what suits the device.
             predictive: What is drawn, by default what the guide says: weights, for the language model itself
-                (`"network"`), or what else `PREDICTIVES` has for the model linearised at the mean.
+                (`"network"`), the same `"centred"`, which is the default after :meth:`centred`, or what else
+                `PREDICTIVES` has for the model linearised at the mean.
         """
         return prediction_of(
             predicting.drawn(self, batches, _count(num_draws), seed, memory_budget, numbers, predictive)
@@ -260,6 +286,8 @@ class Posterior:
     def draws(self, num_draws: int, folder: str | Path, seed: int = 0) -> list[Path]:
         """Writes draws as ordinary PEFT folders, which any multi-LoRA server can load; all of them or none.
 
+        They are draws of the weights: as a server runs them they are not centred.
+
         Args:
             num_draws: The number of draws.
             folder: Where the folders `draw-000`, `draw-001`, … go; draws that are there already are replaced.
@@ -294,7 +322,8 @@ class Posterior:
             ValueError: If the folder is damaged, or belongs to another base model.
         """
         model, guide, record = folders.load(Path(folder), base_model, **parts)
-        return cls(model, guide, history=record["history"], metadata=record["metadata"])
+        about = {name: record[name] for name in ("history", "metadata")}
+        return cls(model, guide, **about, temperature=record.get("temperature"))
 
     def _evaluating(self) -> AbstractContextManager[None]:
         return evaluating(self.model.adapter.peft_model, self.model, self.guide)

@@ -6,21 +6,27 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from bayeslora_pyro import draws
+from bayeslora_pyro.centring import centre, matching_temperature
 from bayeslora_pyro.config import COLLAPSE, PREDICTIVES
 from bayeslora_pyro.curvature import linearised_batches
+from bayeslora_pyro.draws import without_opposite
+from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.isolation import evaluating, local_rng
-from bayeslora_pyro.models import BayesianLora
-from bayeslora_pyro.passes import FactorDraws, Pair, Reader, each_batch
+from bayeslora_pyro.models import BayesianLora, Regression
+from bayeslora_pyro.passes import FactorDraws, Pair, Reader, each_batch, numbers
 from bayeslora_pyro.traces import stack_weights
-from bayeslora_pyro.types import Batch, Weights
+from bayeslora_pyro.types import Batch, Weights, to_device
 
 if TYPE_CHECKING:
     from bayeslora_pyro.posterior import Posterior
 
-__all__ = ["drawn", "drawn_from_prior"]
+__all__ = ["drawn", "drawn_from_prior", "temperature_of", "why_not_centred"]
+
+ONE_POSTERIOR = "needs one posterior for all items, and the noise of this one depends on the item"
 
 
 def drawn(
@@ -49,13 +55,10 @@ def drawn(
     model, chosen = posterior.model, predictive or posterior.predictive
     if chosen not in PREDICTIVES:
         raise ValueError(f"predictive should be one of {', '.join(PREDICTIVES)}, and is {predictive!r}.")
-    if chosen == "network" and posterior.is_linearised:
+    if chosen in ("network", "centred") and posterior.is_linearised:
         warnings.warn(f"{COLLAPSE} Predict with predictive='joint'.", stacklevel=3)
     if chosen != "network" and posterior.depends_on_items:
-        raise ValueError(
-            f"predictive={chosen!r} needs one posterior for all items, and the noise of this one depends on the "
-            "item: predict with 'network'."
-        )
+        raise ValueError(f"predictive={chosen!r} {ONE_POSTERIOR}: predict with 'network'.")
 
     def local(batch: Batch) -> dict[str, Tensor]:
         found = posterior.guide.local_posteriors(batch)
@@ -68,6 +71,8 @@ def drawn(
         if chosen == "network":
             held = FactorDraws(make, num_draws, memory_budget)
             return each_batch(model, batches, held, memory_budget, read, local, seed)
+        if chosen == "centred":
+            return _centred(posterior, batches, num_draws, seed, memory_budget, read)
         return linearised_batches(
             model,
             posterior.guide.factor_posteriors(),
@@ -79,6 +84,70 @@ def drawn(
             read,
             posterior.weights(num_draws, seed) if chosen == "weights" else None,
         )
+
+
+def _centred(
+    posterior: Posterior,
+    batches: Iterable[Batch],
+    num_draws: int,
+    seed: int,
+    memory_budget: int | None,
+    read: Reader,
+) -> list[Pair]:
+    """Reads what draws predict that are centred on the mean adapter."""
+    if posterior.temperature is None:
+        raise ValueError(
+            "predictive='centred' needs a temperature: predict with `posterior.centred(train_loader)`."
+        )
+    scored = _with_the_mean(posterior, batches, num_draws, seed, memory_budget)
+    pairs = []
+    for batch, (mean, scores) in scored:
+        centred = centre(mean, scores, posterior.temperature)[:num_draws]
+        predictive = posterior.model.likelihood.of_scores(centred, to_device(batch, centred.device))
+        pairs.append((batch, read(predictive, batch)))
+    return pairs
+
+
+def temperature_of(posterior: Posterior, batches: Iterable[Batch], num_draws: int, seed: int) -> float:
+    """The temperature at which centred draws are as confident as those of the network; see `Posterior.centred`."""
+    with evaluating(posterior.model.adapter.peft_model, posterior.model, posterior.guide):
+        scored = _with_the_mean(posterior, batches, num_draws, seed, None)
+    return matching_temperature([(mean, scores) for _, (mean, scores) in scored])
+
+
+def why_not_centred(model: BayesianLora, guide: Guide) -> str | None:
+    """What the draws of a guide lack to be centred on the mean adapter; None if nothing."""
+    if any(model.prior_of(stack).local is not None for stack in model.stacks):
+        return ONE_POSTERIOR
+    if isinstance(model.likelihood, Regression) or model.likelihood.is_text:
+        return "is for classes and choices"
+    with evaluating(model.adapter.peft_model, model, guide):
+        site = without_opposite(guide)
+    return site and f"needs draws in opposite pairs, and those of {site} have no opposites"
+
+
+def _with_the_mean(
+    posterior: Posterior, batches: Iterable[Batch], num_draws: int, seed: int, memory_budget: int | None
+) -> list[tuple[Batch, tuple[Tensor, Tensor]]]:
+    """The scores of each batch by the mean adapter, `(item, class)`, and by pairs of draws, `(draw, item, class)`.
+
+    The scores are log-probabilities, which have lost no more than a constant of each item.
+    """
+    if reason := why_not_centred(posterior.model, posterior.guide):
+        raise ValueError(f"predictive='centred' {reason}: predict with 'network'.")
+    mean = {name: weights.unsqueeze(0) for name, weights in posterior.mean_adapter().items()}
+
+    def make(first: int, count: int) -> Weights:
+        if first:
+            return posterior.weights(count, seed, first - 1)
+        if count == 1:
+            return mean
+        rest = posterior.weights(count - 1, seed, 0)
+        return {name: torch.cat([weights, rest[name]]) for name, weights in mean.items()}
+
+    held = FactorDraws(make, 1 + num_draws + num_draws % 2, memory_budget)
+    pairs = each_batch(posterior.model, batches, held, memory_budget, numbers, lambda _: {}, seed)
+    return [(batch, (scores[0], scores[1:])) for batch, (scores,) in pairs]
 
 
 def drawn_from_prior(

@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from bayeslora_pyro.adapters import FEATURES, Features, num_features
-from bayeslora_pyro.guides.base import GuidedModel
+from bayeslora_pyro.guides.base import NOISE_SCALE, GuidedModel
 from bayeslora_pyro.guides.delta import PointGuide
 from bayeslora_pyro.isolation import local_rng
 from bayeslora_pyro.relative_noise import RelativeNoise
@@ -94,7 +94,7 @@ class AmortisedNoiseGuide(PointGuide):
         features: Features = "embeddings",
         hidden: int = 256,
         link: Link = "softplus",
-        noise_scale: float = 0.1,
+        noise_scale: float = NOISE_SCALE,
         seed: int = 0,
     ) -> None:
         if features not in FEATURES:

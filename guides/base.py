@@ -21,7 +21,10 @@ from bayeslora_pyro.guides.sites import MeanFieldSite, SitePosterior
 from bayeslora_pyro.plates import draws_plate, items_plate
 from bayeslora_pyro.types import WEIGHT_DIMS, Batch, FactorStack, named_dims
 
-__all__ = ["Guide", "GuidedModel", "GuidedPrior"]
+__all__ = ["NOISE_SCALE", "Guide", "GuidedModel", "GuidedPrior"]
+
+NOISE_SCALE = 0.05
+r"""Where :math:`\lambda` starts: little noise, so that the means come first; see docs/calibration.md."""
 
 
 class Guide(AbstractPyroModule):
@@ -49,7 +52,7 @@ class Guide(AbstractPyroModule):
     independent_entries: ClassVar[bool] = False
     """Whether the entries of the latent site are independent, and symmetric about their means."""
 
-    def __init__(self, model: GuidedModel, *, noise_scale: float = 0.1, seed: int = 0) -> None:
+    def __init__(self, model: GuidedModel, *, noise_scale: float = NOISE_SCALE, seed: int = 0) -> None:
         super().__init__()
         if not 0 < noise_scale < 1:
             raise ValueError(f"noise_scale should lie between 0 and 1, and is {noise_scale}.")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal, constraints, register_kl
 
 from bayeslora_pyro.adapters import Dropout, PerItem
-from bayeslora_pyro.guides.base import Guide, GuidedModel
+from bayeslora_pyro.guides.base import NOISE_SCALE, Guide, GuidedModel
 from bayeslora_pyro.types import FactorStack
 
 __all__ = ["ColumnDropout", "DropoutGuide"]
@@ -115,7 +115,7 @@ class DropoutGuide(Guide):
     """
 
     def __init__(
-        self, model: GuidedModel, *, rate: float = 0.1, noise_scale: float = 0.1, seed: int = 0
+        self, model: GuidedModel, *, rate: float = 0.1, noise_scale: float = NOISE_SCALE, seed: int = 0
     ) -> None:
         if not 0 <= rate < 1:
             raise ValueError(f"rate should be at least 0 and less than 1, and is {rate}.")

@@ -8,7 +8,7 @@ import pyro
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from bayeslora_pyro.guides.base import Guide, GuidedModel
+from bayeslora_pyro.guides.base import NOISE_SCALE, Guide, GuidedModel
 from bayeslora_pyro.guides.delta import DeltaGuide
 from bayeslora_pyro.guides.full_rank import FullRankGuide
 from bayeslora_pyro.guides.low_rank import LowRankGuide
@@ -80,7 +80,7 @@ class FlowGuide(Guide):
         conditioned: bool = False,
         embedding_dim: int = 4,
         base: str | type[Guide] = "mean_field",
-        noise_scale: float = 0.1,
+        noise_scale: float = NOISE_SCALE,
         seed: int = 0,
         **base_options: Any,
     ) -> None:

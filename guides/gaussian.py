@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bayeslora_pyro.guides.base import Guide, GuidedModel
+from bayeslora_pyro.guides.base import NOISE_SCALE, Guide, GuidedModel
 from bayeslora_pyro.types import FactorStack
 
 __all__ = ["GaussianGuide"]
@@ -24,7 +24,7 @@ class GaussianGuide(Guide):
     """
 
     def __init__(
-        self, model: GuidedModel, *, scale: float = 0.05, noise_scale: float = 0.1, seed: int = 0
+        self, model: GuidedModel, *, scale: float = 0.05, noise_scale: float = NOISE_SCALE, seed: int = 0
     ) -> None:
         if scale <= 0:
             raise ValueError(f"scale should be positive, and is {scale}.")

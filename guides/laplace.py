@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from bayeslora_pyro.config import PREDICTIVES
-from bayeslora_pyro.guides.base import Guide, GuidedModel
+from bayeslora_pyro.guides.base import NOISE_SCALE, Guide, GuidedModel
 from bayeslora_pyro.kronecker_normal import KroneckerNormal
 from bayeslora_pyro.types import FactorStack
 
@@ -53,7 +53,7 @@ class LaplaceGuide(Guide):
         ranks: Mapping[str, Sequence[int]] | None = None,
         predictive: str = "network",
         scale: float = 0.05,
-        noise_scale: float = 0.1,
+        noise_scale: float = NOISE_SCALE,
         seed: int = 0,
     ) -> None:
         if structure not in ("kronecker", "diagonal"):

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from bayeslora_pyro.guides.base import GuidedModel
+from bayeslora_pyro.guides.base import NOISE_SCALE, GuidedModel
 from bayeslora_pyro.guides.gaussian import GaussianGuide
 from bayeslora_pyro.types import FactorStack
 from bayeslora_pyro.vec_normal import VecNormal
@@ -50,7 +50,7 @@ class LowRankGuide(GaussianGuide):
         *,
         rank: int = 4,
         scale: float = 0.05,
-        noise_scale: float = 0.1,
+        noise_scale: float = NOISE_SCALE,
         seed: int = 0,
     ) -> None:
         if rank < 1:

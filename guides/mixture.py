@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from bayeslora_pyro.guides.base import GuidedModel
+from bayeslora_pyro.guides.base import NOISE_SCALE, GuidedModel
 from bayeslora_pyro.guides.gaussian import GaussianGuide
 from bayeslora_pyro.normal_mixture import NormalMixture
 from bayeslora_pyro.types import FactorStack
@@ -51,7 +51,7 @@ class MixtureGuide(GaussianGuide):
         components: int = 2,
         spread: float = 1.0,
         scale: float = 0.05,
-        noise_scale: float = 0.1,
+        noise_scale: float = NOISE_SCALE,
         seed: int = 0,
     ) -> None:
         if components < 2:

@@ -170,7 +170,7 @@ def hostile_peft(path: Path, source: random.Random) -> None:
 def change_version(path: Path, source: random.Random) -> None:
     """Gives the record another format."""
     record = json.loads(path.read_text())
-    record["format"] = source.choice((0, 1, 3, 9, 2**70, -1, 1.5, 2.0, "2", None, True, [2]))
+    record["format"] = source.choice((0, 1, 2, 4, 9, 2**70, -1, 1.5, 3.0, "3", None, True, [3]))
     path.write_text(json.dumps(record))
 
 

@@ -90,8 +90,8 @@ Change = Callable[[dict[str, Any]], Any]
 
 HOSTILE: dict[str, tuple[Change, str]] = {
     "later-format": (
-        lambda r: r.update(format=3),
-        "has format 3, and this version reads 2: update bayeslora-pyro",
+        lambda r: r.update(format=4),
+        "has format 4, and this version reads 3: update bayeslora-pyro",
     ),
     "odd-format": (lambda r: r.update(format="1"), "damaged .at 'format'"),
     "true-format": (lambda r: r.update(format=None), "damaged .at 'format'"),

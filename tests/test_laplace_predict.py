@@ -159,5 +159,5 @@ def test_any_gaussian_over_factors_can_be_linearised_and_others_say_why_not() ->
         ValueError, match=r"depend on their latent site 'V'.*predict with predictive='network'"
     ):
         posterior.predict(test, predictive="joint")
-    with pytest.raises(ValueError, match=r"predictive should be one of network, joint.*is 'bayes'"):
+    with pytest.raises(ValueError, match=r"predictive should be one of network, centred, joint.*is 'bayes'"):
         posterior.predict(test, predictive="bayes")

@@ -210,7 +210,7 @@ def _objective(options: Mapping[str, Any], recipe: Recipe) -> str:
     if options["adapter"] is not None:
         return "a LoRA that was trained already" + after
     if any(prior.is_random for prior in recipe.model.priors_by_key().values()):
-        return tempering("", recipe.config.kl_weight)
+        return tempering("", recipe.config.kl_weight) + after
     return tempering("lora", 0) + after
 
 

@@ -173,4 +173,13 @@ def load_members(folder: Path, language: Language, kind: str) -> list[Posterior]
     for posterior in loaded:
         posterior.model.to(device)
         posterior.guide.to(device)
-    return [family(each.model, each.guide, history=each.history, metadata=each.metadata) for each in loaded]
+    return [
+        family(
+            each.model,
+            each.guide,
+            history=each.history,
+            metadata=each.metadata,
+            temperature=each.temperature,
+        )
+        for each in loaded
+    ]

@@ -29,6 +29,8 @@ def collect_chain(
     if isinstance(posterior, LinearisedLike) and posterior.is_linearised:
         # Draws of scores come in pairs, and show more than as many of weights; densities need those of the weights.
         shown, drawn = posterior.predicting("joint"), posterior.predicting("weights")
+    elif isinstance(posterior, LinearisedLike) and posterior.predictive == "centred":
+        drawn = posterior.predicting("network")  # the model that was fitted, which the densities are of
     groups: Groups = {}
     for group, sampler in (("posterior", posterior.sample), ("prior", posterior.sample_prior)):
         draws = sampler(num_draws, seed)
@@ -40,6 +42,7 @@ def collect_chain(
     groups["sample_stats"] = {"log_prior": log_prior, "log_guide": log_guide}
     total = None
     if batches is not None:
+        batches = batches if shown is drawn else list(batches)  # for they are gone through twice
         groups |= collect_data(shown, batches, num_draws, seed)
         if "log_likelihood" in groups and shown is drawn:
             total = groups["log_likelihood"]["y"].sum(-1)

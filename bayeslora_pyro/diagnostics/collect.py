@@ -122,6 +122,8 @@ def to_arviz(
         "draw_seed": seed,
         "lp_data": scored if "lp" in groups["sample_stats"] else "none",
     }
+    if (temperature := getattr(first, "temperature", None)) is not None:
+        known["mean_temperature"] = temperature
     if (extra := extra_parameters(first)) is not None:
         known["extra_parameters"] = extra
     shared = {n: value for n, value in first.metadata.items() if n != "snapshot" or len(posteriors) == 1}

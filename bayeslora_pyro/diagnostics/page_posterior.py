@@ -58,6 +58,16 @@ def chains(container: Container) -> str:
     return fits if num_fits == num_chains else f"{num_chains} snapshots of {fits}"
 
 
+def centring(attrs: Mapping[str, Any]) -> str | None:
+    """Say that the draws are centred on the mean adapter, if they are."""
+    temperature = attrs.get("mean_temperature")
+    return (
+        None
+        if temperature is None
+        else f"draws centred on their mean, at temperature {float(temperature):.2f}"
+    )
+
+
 def findings(container: Container) -> Html | None:
     """Show the alarms, if any."""
     rows = [[alarm.name, alarm.message] for alarm in alarms(container)]

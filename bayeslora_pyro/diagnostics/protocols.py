@@ -108,11 +108,13 @@ class PriorPredictiveLike(Protocol):
 
 @runtime_checkable
 class LinearisedLike(Protocol):
-    """A posterior that may be about a linearised model, whose scores can be drawn without weights."""
+    """A posterior that may predict otherwise than by draws of weights in the language model itself."""
+
+    predictive: str
 
     @property
     def is_linearised(self) -> bool:
-        """Whether it is."""
+        """Whether it is about a linearised model, whose scores can be drawn without weights."""
         ...
 
     def predicting(self, predictive: str) -> Any:

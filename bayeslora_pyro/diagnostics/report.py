@@ -86,13 +86,15 @@ def _page(container: Container, sets: Mapping[str, Scored | None], draws: str, t
         page_posterior.importance(container),
         page_posterior.provenance(container, draws),
     ]
+    about = (
+        page_posterior.chains(container),
+        fitted,
+        page_posterior.tempering(attrs),
+        page_posterior.centring(attrs),
+    )
     return document(
         title or " on ".join(known) or "Posterior report",
-        ", ".join(
-            part
-            for part in (page_posterior.chains(container), fitted, page_posterior.tempering(attrs))
-            if part
-        ),
+        ", ".join(part for part in about if part),
         lead,
         [part for part in parts if part is not None],
     )

@@ -80,6 +80,7 @@ class Approximate:
     config: LaplaceConfig
     tuning: Iterable[Batch] | None = None
     about: ClassVar[str] = "the curvature at it, and the precision of the prior"
+    post_hoc: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_tuning(self.config, self.tuning)  # better now than after the fit

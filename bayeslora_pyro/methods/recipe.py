@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -23,10 +23,11 @@ __all__ = ["Recipe"]
 class Finish(Protocol):
     """Makes the posterior of a method from a fitted one and the loader that it was fitted with."""
 
-    @property
-    def about(self) -> str:
-        """What it does, in some words."""
-        ...
+    about: ClassVar[str]
+    """What it does, in some words."""
+
+    post_hoc: ClassVar[bool]
+    """Whether any trained LoRA will do."""
 
     def __call__(self, fitted: Posterior, loader: Iterable[Batch], /) -> Posterior:
         """Makes the posterior."""
@@ -78,12 +79,10 @@ class Recipe:
             loader: The labelled training items.
 
         Raises:
-            ValueError: If the method has no step after the fit, or the LoRA does not bear it.
+            ValueError: If the method makes nothing of a LoRA, or the LoRA does not bear it.
         """
-        if self.finish is None:
-            raise ValueError(
-                "The method is all fit, with no step after it: fit it, or choose one of POST_HOC."
-            )
+        if self.finish is None or not self.finish.post_hoc:
+            raise ValueError("The method is a fit of its own: fit it, or choose one of POST_HOC.")
         trained = Posterior(self.model, self.guide, metadata={"num_data": self.model.num_data})
         _learn_noise(trained, loader)
         posterior = self.finish(trained, loader)

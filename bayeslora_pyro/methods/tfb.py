@@ -98,6 +98,7 @@ class Bayesianize:
     num_steps: int = 6
     seed: int = 0
     about: ClassVar[str] = "a search for the noise it bears"
+    post_hoc: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.metric not in ("nll", "accuracy"):
