@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast, final
+from typing import Any, Literal, Self, cast, final
 
 import pyro.distributions as dist
 import torch
@@ -117,6 +118,21 @@ class LaplaceGuide(Guide):
             own.log_precision.copy_(precision.log())
             for name, value in curvature.items():
                 own.get_buffer(name).copy_(value)
+
+    def set_precision(self, precision: float) -> Self:
+        r"""Sets the precision of the prior of all factors, :math:`\lambda`, and leaves their curvature.
+
+        Args:
+            precision: The precision.
+
+        Returns:
+            The guide.
+        """
+        with torch.no_grad():
+            for stack in self.stacks:
+                if self.model.prior_of(stack).latent is not None:
+                    cast(Any, self._own(stack)).log_precision.fill_(math.log(precision))
+        return self
 
     def _set_location(self, stack: FactorStack, latent: Tensor) -> None:
         with torch.no_grad():

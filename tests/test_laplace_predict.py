@@ -1,6 +1,6 @@
 """Predictions of a Laplace approximation: joint, independent, probit, bridge, through the weights, in the network."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -9,12 +9,13 @@ from bayeslora_pyro import (
     BayesianLora,
     Choice,
     DeltaGuide,
+    LaplaceGuide,
     MeanFieldGuide,
     Posterior,
     Regression,
     laplace_posterior,
 )
-from bayeslora_pyro.curvature import linearised_batches
+from bayeslora_pyro.curvature import covariances, linearised, linearised_batches, record
 from bayeslora_pyro.curvature.linearised import bridge, probit, root_of
 
 from .exact import rand
@@ -58,6 +59,31 @@ def test_draws_have_the_mean_and_the_covariance_of_the_scores(kind: str) -> None
         error = (torch.einsum("snc,snd->ncd", moved, moved) / count - wanted).flatten(1).norm(dim=1)
         assert (error < 0.1 * wanted.flatten(1).norm(dim=1) + 1e-9).all(), predictive
         assert moved.mean(0).abs().max() < 5 * (wanted.diagonal(dim1=-2, dim2=-1).max() / count).sqrt()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"max_dense": 4, "rank": 2}, {"structure": "diagonal"}],
+    ids=["whole", "low rank", "diagonal"],
+)
+def test_many_precisions_at_once_are_each_alone(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share the turn into the eigenvectors; posteriors of another curvature do not."""
+    model, test, grid = classifier(), tiny_batch(seed=7), (0.01, 1.0, 30.0)
+    alone = [laplace_posterior(model, data(), precision=each, **settings) for each in grid]
+    other = laplace_posterior(model, [tiny_batch(seed=9)], precision=2.0, **settings)
+    wanted = [moments(found, test)[1] for found in (*alone, other)]
+    guide = cast(LaplaceGuide, laplace_posterior(model, data(), precision=5.0, **settings).guide)
+    several = [guide.set_precision(each).factor_posteriors() for each in grid]
+    kept = record(alone[0].model, alone[0].mean_adapter(), test)
+    together = covariances(alone[0].model, [*several, other.guide.factor_posteriors()], kept)
+    torch.testing.assert_close(together, wanted)
+    if "structure" not in settings:
+        monkeypatch.setattr(linearised._Turned, "serves", lambda *_: True)  # a planted fault
+        kept = record(alone[0].model, alone[0].mean_adapter(), test)
+        wrong = covariances(alone[0].model, [*several, other.guide.factor_posteriors()], kept)
+        assert not torch.allclose(wrong[-1], wanted[-1], rtol=1e-3)
 
 
 def test_a_common_shift_of_all_logits_is_no_uncertainty() -> None:

@@ -114,8 +114,9 @@ def covariances(model: BayesianLora, several: Sequence[Gaussians], kept: Record)
     """
     totals = [kept.scores.new_zeros(*kept.scores.shape, kept.scores.shape[-1]).detach() for _ in several]
     for name, place, derivative in derivatives(model, several[0], kept):
-        for total, gaussians in zip(totals, several, strict=True):
-            total += spread(gaussians[name], place, derivative)
+        spreads = spread([gaussians[name] for gaussians in several], place, derivative)
+        for total, each in zip(totals, spreads, strict=True):
+            total += each
     return totals
 
 
@@ -135,37 +136,56 @@ def derivatives(model: BayesianLora, gaussians: Gaussians, kept: Record) -> Iter
             index += 1
 
 
-def spread(distribution: Any, place: int, derivative: Tensor) -> Tensor:
+def spread(distributions: Sequence[Any], place: int, derivative: Tensor) -> Iterator[Tensor]:
     r"""What the noise of one factor does to the scores, :math:`J \Sigma J^\top`. Shape `(items, C, C)`.
 
+    Posteriors that share their eigenvectors, such as those of one curvature with several precisions, share what it
+    takes to turn the Jacobian into them, which is nearly all of the work.
+
     Args:
-        distribution: The posterior of the factors of a stack.
+        distributions: The posteriors of the factors of a stack.
         place: The place of the factor.
         derivative: The Jacobian. Shape `(items, C, d_o, d_i)`.
 
+    Yields:
+        What each of the posteriors does.
+
     Raises:
-        ValueError: If the posterior is no Gaussian that this can be said of.
+        ValueError: If a posterior is no Gaussian that this can be said of.
     """
-    if isinstance(distribution, KroneckerNormal):
-        return _kronecker_spread(distribution, place, derivative)
-    if isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal):
-        variance = distribution.variance[place]
-        return _gram(derivative, derivative * variance)
-    raise ValueError(
-        "A linearised prediction needs a Gaussian with a known covariance, and this is a "
-        f"{type(distribution).__name__}: predict with predictive='network'."
-    )
+    turned: _Turned | None = None
+    for q in distributions:
+        if isinstance(q, KroneckerNormal):
+            if turned is None or not turned.serves(q):
+                turned = _Turned(q, place, derivative)
+            yield turned.spread(q)
+        elif isinstance(q, Independent) and isinstance(q.base_dist, Normal):
+            yield _gram(derivative, derivative * q.variance[place])
+        else:
+            raise ValueError(
+                "A linearised prediction needs a Gaussian with a known covariance, and this is a "
+                f"{type(q).__name__}: predict with predictive='network'."
+            )
 
 
-def _kronecker_spread(q: KroneckerNormal, place: int, derivative: Tensor) -> Tensor:
-    """Within the eigenvectors by their eigenvalues, and by the prior alone outside."""
-    rows, cols = q.row_vectors[place], q.col_vectors[place]
-    precision = q.precision.expand(q.batch_shape)[place]
-    within = rows.mT @ derivative @ cols
-    known = _gram(within, within / (precision + q.curvature[place]))
-    if within.shape[-2:] == derivative.shape[-2:]:
-        return known
-    return known + (_gram(derivative, derivative) - _gram(within, within)) / precision
+class _Turned:
+    """A Jacobian in the eigenvectors of a posterior, and what of it lies outside of them."""
+
+    def __init__(self, q: KroneckerNormal, place: int, derivative: Tensor) -> None:
+        self.vectors, self.place = (q.row_vectors, q.col_vectors), place
+        self.within = q.row_vectors[place].mT @ derivative @ q.col_vectors[place]
+        whole = self.within.shape == derivative.shape
+        self.outside = None if whole else _gram(derivative, derivative) - _gram(self.within, self.within)
+
+    def serves(self, q: KroneckerNormal) -> bool:
+        """Whether another posterior has these very eigenvectors."""
+        return q.row_vectors is self.vectors[0] and q.col_vectors is self.vectors[1]
+
+    def spread(self, q: KroneckerNormal) -> Tensor:
+        """Within the eigenvectors by their eigenvalues, and by the prior alone outside."""
+        precision = q.precision.expand(q.batch_shape)[self.place]
+        known = _gram(self.within, self.within / (precision + q.curvature[self.place]))
+        return known if self.outside is None else known + self.outside / precision
 
 
 def _gram(left: Tensor, right: Tensor) -> Tensor:

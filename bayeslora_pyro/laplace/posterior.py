@@ -69,9 +69,8 @@ def laplace_posterior(
         number = 1.0 if tuning is not None else float(config.precision)
         precision = torch.full((len(found.factors),), number, dtype=torch.float64)
     if tuning is not None:
-        unit = torch.ones_like(precision)
-        best = best_precision_on(lambda each: found.posterior(each * unit), list(tuning), config.seed)
-        precision = best * unit
+        best = best_precision_on(found.posterior(precision), list(tuning), config.seed)
+        precision = torch.full_like(precision, best)
     posterior = found.posterior(precision)
     posterior.history = [] if start is None else start.history
     posterior.metadata = ({} if start is None else start.metadata) | {"laplace": found.facts(precision)}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 
 from bayeslora_pyro.curvature import covariances, draws_of, record
+from bayeslora_pyro.guides import LaplaceGuide
 from bayeslora_pyro.isolation import evaluating
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.types import Batch, to_device
@@ -20,16 +22,14 @@ GRID = (1e-4, 1e6, 41)
 NUM_DRAWS = 512
 
 
-def best_precision_on(
-    posterior_with: Callable[[float], Posterior], batches: Sequence[Batch], seed: int
-) -> float:
+def best_precision_on(posterior: Posterior, batches: Sequence[Batch], seed: int) -> float:
     """The precision, of a grid, whose predictions give labels the least NLL; the same draws for each.
 
-    The items are gone through once, and one factor of the model at a time has its Jacobian contracted with every
-    covariance of the grid.
+    The items are gone through once, and one factor of the model at a time has its Jacobian turned into the eigenvectors
+    of its curvature, which are the same for the whole grid, and contracted with every covariance.
 
     Args:
-        posterior_with: The Laplace approximation with a precision.
+        posterior: The Laplace approximation, with any precision; its guide is left with another.
         batches: Labelled items that are no training items.
         seed: The seed of the draws.
 
@@ -38,11 +38,10 @@ def best_precision_on(
     """
     low, high, count = GRID
     grid = torch.logspace(math.log10(low), math.log10(high), count, dtype=torch.float64).tolist()
-    first = posterior_with(grid[0])
-    model, weights = first.model, first.mean_adapter()
-    several = [posterior_with(each).guide.factor_posteriors() for each in grid]
+    model, weights, guide = posterior.model, posterior.mean_adapter(), cast(LaplaceGuide, posterior.guide)
+    several = [guide.set_precision(each).factor_posteriors() for each in grid]
     costs, seen = torch.zeros(count, dtype=torch.float64), 0
-    with evaluating(model.adapter.peft_model, model, first.guide):
+    with evaluating(model.adapter.peft_model, model, guide):
         for batch in batches:
             here = to_device(batch, model.adapter.device)
             observed = model.likelihood.observed(here)
