@@ -127,7 +127,12 @@ class LaplaceGuide(Guide):
 
         Returns:
             The guide.
+
+        Raises:
+            ValueError: If it is not positive.
         """
+        if not 0 < precision < math.inf:
+            raise ValueError(f"precision should be positive, and is {precision}.")
         with torch.no_grad():
             for stack in self.stacks:
                 if self.model.prior_of(stack).latent is not None:

@@ -86,6 +86,13 @@ def test_many_precisions_at_once_are_each_alone(
         assert not torch.allclose(wrong[-1], wanted[-1], rtol=1e-3)
 
 
+@pytest.mark.parametrize("precision", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_precision_is_positive(precision: float) -> None:
+    guide = LaplaceGuide(classifier().with_prior("gaussian"))
+    with pytest.raises(ValueError, match=f"precision should be positive, and is {precision}"):
+        guide.set_precision(precision)
+
+
 def test_a_common_shift_of_all_logits_is_no_uncertainty() -> None:
     """It discriminates: joint draws know it, independent ones and probit do not."""
     mean = classes()[0]
