@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -31,6 +32,9 @@ from bayeslora_pyro.tasks import (
 )
 
 SHOWN = ("accuracy", "nll", "ece", "brier")
+
+FORM: dict[str, Any] = {"form": "packed", "group_by_length": True}
+"""A question stands once, its options behind it: the scores of a row for each, from a third of the tokens."""
 
 
 def main() -> None:
@@ -78,13 +82,11 @@ def main() -> None:
             base_model, task_type="CAUSAL_LM", target_modules=default_target_modules("smollm2")
         )
         recipe = METHODS[method](peft_model, Choice(), len(own.train), seed=arguments.seed)
-        loader = make_loader(
-            own.train, tokenizer, batch_size=8, shuffle=True, group_by_length=True, seed=arguments.seed
-        )
+        loader = make_loader(own.train, tokenizer, batch_size=8, shuffle=True, seed=arguments.seed, **FORM)
         posterior = recipe.fit(loader, num_steps=arguments.num_steps).posterior
         posterior.save(arguments.output / method)
         for name, examples in sets.items():
-            batches = make_loader(examples, tokenizer, batch_size=8, shuffle=False, group_by_length=True)
+            batches = make_loader(examples, tokenizer, batch_size=8, shuffle=False, **FORM)
             prediction = posterior.predict(batches, min(arguments.num_draws, recipe.num_draws))
             scores.setdefault(method, {})[name] = values = prediction.evaluate()
             table.add_row(name, method, *(f"{values[metric]:.3f}" for metric in SHOWN))

@@ -40,10 +40,10 @@ pytestmark = pytest.mark.usefixtures("scripts_by_name")
 def scripts_by_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Lets the scripts import each other, as Python does for the folder of a script that it runs."""
     monkeypatch.syspath_prepend(FOLDER)
-    for name in ("cases", "timing", "flows", "prefix", "generate", "compile", *SCRIPTS):
+    for name in ("cases", "timing", "flows", "prefix", "generate", "compile", "packing", *SCRIPTS):
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield
-    for name in ("cases", "timing", "flows", "prefix", "generate", "compile", *SCRIPTS):
+    for name in ("cases", "timing", "flows", "prefix", "generate", "compile", "packing", *SCRIPTS):
         sys.modules.pop(name, None)
 
 
@@ -191,3 +191,18 @@ def test_a_loop_without_its_flow_would_be_caught():
     cut = [draws.LoopFactor(**{**vars(factor), "layers": ()}) for factor in draws.loop_of(model, guide)]
     with pytest.raises(AssertionError):
         check_same_draws(model, guide, cut)
+
+
+def test_packed_questions_are_the_same_work(monkeypatch, capsys):
+    case = load("cases").CASES["tiny-decoder"]("cpu")
+    model = BayesianLora(case.peft_model, "point", case.likelihood)
+    packed, rows = (
+        model.likelihood.scores(model.run_with(model.lora_weights(), batch), batch)
+        for batch in load("packing").make_batches(99, "cpu")
+    )
+    assert rows.std() > 1e-3
+    torch.testing.assert_close(packed, rows, rtol=1e-4, atol=1e-5)
+    run("packing", "--json", "--model", "tiny-decoder", monkeypatch=monkeypatch)
+    row = json.loads(capsys.readouterr().out)["tiny-decoder"]
+    assert row.keys() >= EVERYWHERE
+    assert row["tokens"] == {"packed": 8 * 43, "rows": 8 * 4 * 31}

@@ -278,7 +278,7 @@ def test_label_token_ids_are_the_tokens_that_follow_the_slot():
             {"form": "options"},
             "form='options' does not fit classification examples: use 'sequence'",
         ),
-        (make_questions(), {"form": "sequence"}, "use 'options' or 'label_tokens'"),
+        (make_questions(), {"form": "sequence"}, "use 'options' or 'packed' or 'label_tokens'"),
         (make_texts(size=0), {}, "'made up' is empty"),
         (make_texts(), {"batch_size": 0}, "batch_size=0"),
         (make_texts(), {"max_length": 1}, "max_length=1 is out of range: use 2 to 512"),

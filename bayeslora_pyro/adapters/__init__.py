@@ -28,6 +28,7 @@ from bayeslora_pyro.adapters.operators import Operator as Operator
 from bayeslora_pyro.adapters.operators import PerItem as PerItem
 from bayeslora_pyro.adapters.operators import make_operators as make_operators
 from bayeslora_pyro.adapters.operators import varying as varying
+from bayeslora_pyro.adapters.packing import packs as packs
 from bayeslora_pyro.adapters.prefix import NotPlainError as NotPlainError
 from bayeslora_pyro.adapters.prefix import Prefix as Prefix
 from bayeslora_pyro.adapters.sharding import gathered as gathered
@@ -64,6 +65,7 @@ __all__ = [
     "load_peft_model",
     "make_operators",
     "num_features",
+    "packs",
     "pooled_features",
     "shard_base",
     "tiled_rows",

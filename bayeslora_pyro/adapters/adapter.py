@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bayeslora_pyro.adapters.fingerprints import frozen_weight
 from bayeslora_pyro.adapters.operators import LinearOperator, Operator, make_operators
+from bayeslora_pyro.adapters.packing import check_packed, seen_tokens
 from bayeslora_pyro.adapters.prefix import NotPlainError, Prefix, RefusingOperator, find_prefix
 from bayeslora_pyro.adapters.slots import Slot, checkpoints_within, replaced_parameters, whole_inputs
 from bayeslora_pyro.adapters.stacks import (
@@ -139,7 +140,7 @@ class Adapter:
         Raises:
             ValueError: If the draws cannot share the rows of the batch evenly.
         """
-        inputs, kwargs = self._inputs(batch), self._without_cache(kwargs)
+        inputs, kwargs = self.model_inputs(batch), self._without_cache(kwargs)
         if (num_draws := _num_draws(weights)) is not None:
             if shared:
                 _check_shares(inputs, num_draws)
@@ -191,13 +192,23 @@ class Adapter:
             ]
             for name, values in weights.items()
         }
-        inputs, kwargs = self._inputs(batch), self._without_cache(kwargs)
+        inputs, kwargs = self.model_inputs(batch), self._without_cache(kwargs)
         with suppress(NotPlainError), self.bind(weights, head, operators):
             return prefix.recorded(lambda: self.peft_model(**inputs, **kwargs), len(main_input(batch)))
         return None
 
-    def _inputs(self, batch: Batch) -> dict[str, Any]:
-        return {name: value for name, value in batch.items() if name in self._accepted}
+    def model_inputs(self, batch: Batch) -> dict[str, Any]:
+        """What the model takes of a batch, and for a packed one the mask that keeps its options apart.
+
+        Raises:
+            ValueError: If the batch is packed, and the model would not read it as it reads row by row.
+        """
+        inputs = {name: value for name, value in batch.items() if name in self._accepted}
+        if "option" in batch:
+            base_model = self.peft_model.get_base_model()
+            check_packed(base_model, batch)
+            inputs["attention_mask"] = seen_tokens(base_model, batch)
+        return inputs
 
     def _without_cache(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Unless told otherwise, leaves out the keys and values of all tokens, that nobody reads."""

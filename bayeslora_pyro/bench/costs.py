@@ -121,13 +121,13 @@ class _PlainPass:
         self.model: nn.Module = ground.peft_model
         likelihood = ground.recipe.model.likelihood
         self.likelihood: Likelihood = likelihood
-        self.device = ground.recipe.model.adapter.device
+        self.adapter = ground.recipe.model.adapter
         self.has_cache = not isinstance(likelihood, LIKELIHOODS["classification"])
 
     def run(self, batch: Batch) -> Any:
         """The distribution of the labels of a batch."""
-        on_device = to_device(batch, self.device)
-        inputs = {name: on_device[name] for name in ("input_ids", "attention_mask")}
+        on_device = to_device(batch, self.adapter.device)
+        inputs = self.adapter.model_inputs(on_device)
         arguments = self.likelihood.model_arguments(on_device) | (
             {"use_cache": False} if self.has_cache else {}
         )

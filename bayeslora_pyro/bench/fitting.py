@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bayeslora_pyro.adapters import add_lora
+from bayeslora_pyro.adapters import add_lora, packs
 from bayeslora_pyro.bench.cells import Cell, Protocol
 from bayeslora_pyro.bench.contenders import make_recipe
 from bayeslora_pyro.bench.data import Sets
@@ -48,6 +48,7 @@ class Ground:
         sets: The sets.
         cell: The cell.
         protocol: The protocol.
+        form: How examples become tokens; None for the usual form of their kind.
     """
 
     peft_model: nn.Module
@@ -57,6 +58,7 @@ class Ground:
     sets: Sets
     cell: Cell
     protocol: Protocol
+    form: Form | None = None
 
     def loader(self, examples: Examples, *, training: bool = False) -> Any:
         """Batches of items of like length, shuffled for training."""
@@ -67,7 +69,7 @@ class Ground:
             shuffle=training,
             seed=self.cell.seed,
             max_length=min(self.protocol.max_length, self.tokenizer.model_max_length),
-            form=_form(self.cell, self.protocol),
+            form=self.form,
             group_by_length=True,
         )
 
@@ -111,6 +113,7 @@ def prepare(cell: Cell, protocol: Protocol, sets: Sets) -> Ground:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if cell.bits is None:
         base_model.to(device)  # type: ignore[arg-type]
+    form = _form(cell, protocol, base_model)
     peft_model = add_lora(
         base_model,
         task_type="CAUSAL_LM" if is_choice else "SEQ_CLS",
@@ -125,7 +128,7 @@ def prepare(cell: Cell, protocol: Protocol, sets: Sets) -> Ground:
     recipe = make_recipe(cell, protocol, peft_model, likelihood, len(sets.train))
     recipe.model.to(device)
     recipe.guide.to(device)
-    return Ground(peft_model, tokenizer, likelihood, recipe, sets, cell, protocol)
+    return Ground(peft_model, tokenizer, likelihood, recipe, sets, cell, protocol, form)
 
 
 def fit_cell(ground: Ground, checkpoint: Path) -> Fitted:
@@ -151,9 +154,13 @@ def fit_cell(ground: Ground, checkpoint: Path) -> Fitted:
     return Fitted(result.chains, None if resumed else ended[-1] - started, done - ended[-1])
 
 
-def _form(cell: Cell, protocol: Protocol) -> Form | None:
-    is_lettered = TASKS[cell.task].kind == "choice" and protocol.scoring == "letters"
-    return "label_tokens" if is_lettered else None
+def _form(cell: Cell, protocol: Protocol, base_model: nn.Module) -> Form | None:
+    """How examples become tokens: options packed where the base model bears it, as that takes a third of the tokens."""
+    if TASKS[cell.task].kind != "choice":
+        return None
+    if protocol.scoring == "letters":
+        return "label_tokens"
+    return "packed" if packs(base_model) else None
 
 
 def _label_tokens(cell: Cell, protocol: Protocol, sets: Sets, tokenizer: Any) -> tuple[int, ...] | None:

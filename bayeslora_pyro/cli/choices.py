@@ -24,7 +24,9 @@ def choice_form(options: Mapping[str, Any], kind: str) -> Form | None:
         raise CommandError(
             f"--choice-scoring {scoring} is for multiple choice, and these data are for {kind}: leave it out"
         )
-    return "label_tokens" if scoring == "letters" else None
+    if kind != "choice":
+        return None
+    return "label_tokens" if scoring == "letters" else "options"
 
 
 def choice_likelihood(options: Mapping[str, Any], tokenizer: Any, num_choices: int) -> Choice:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bayeslora_pyro.adapters import add_lora
+from bayeslora_pyro.adapters import add_lora, packs
 from bayeslora_pyro.cli.choices import choice_form
 from bayeslora_pyro.cli.errors import CommandError, blame, one_line
 from bayeslora_pyro.cli.trained import load_trained
@@ -103,6 +103,8 @@ def load_language(
     if bits is None and not divided:  # else it lies where it was loaded
         device: Any = device_of(options)  # what transformers takes is said wrongly
         base_model.to(device)
+    if form == "options" and packs(base_model):
+        form = "packed"  # the same scores from a third of the tokens
     return Language(base_model, tokenizer, _max_length(base_model, tokenizer, max_length), form)
 
 

@@ -1,10 +1,10 @@
-"""From examples to token ids: sequences, scored options, lettered choices, plain text."""
+"""From examples to token ids: sequences, scored options, in a row each or packed, lettered choices, plain text."""
 
 from __future__ import annotations
 
 __all__ = ["FORMS", "Feature", "Form", "label_token_ids"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from string import ascii_uppercase
 from typing import Any, Literal, TypeAlias
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .examples import Examples
 
-Form: TypeAlias = Literal["sequence", "options", "label_tokens", "next_token"]
+Form: TypeAlias = Literal["sequence", "options", "packed", "label_tokens", "next_token"]
 """How an example becomes tokens."""
 
 Feature: TypeAlias = dict[str, Any]
@@ -98,6 +98,34 @@ def _options(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length:
     ]
 
 
+def _packed(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Feature]:
+    """Encode question and options as for a row each, and lay them into one row, what the rows begin with once."""
+    features = _options(examples, tokenizer, max_length)
+    return [{**_pack(feature["options"]), "labels": feature["labels"]} for feature in features]
+
+
+def _pack(options: Sequence[Feature]) -> Feature:
+    """Lay the rows of one question behind one another.
+
+    A token keeps the place in its own row as its position, and the number of that row as its option; -1 in the part
+    that all rows begin with. That part ends before any option's own tokens.
+    """
+    own = min(row["option_mask"].index(1) for row in options)
+    columns = zip(*(row["input_ids"][:own] for row in options), strict=True)
+    shared = next((place for place, tokens in enumerate(columns) if len(set(tokens)) > 1), own)
+    packed = {
+        name: list(options[0][name][:shared]) for name in ("input_ids", "attention_mask", "option_mask")
+    }
+    packed |= {"position_ids": list(range(shared)), "option": [-1] * shared}
+    for number, row in enumerate(options):
+        rest = len(row["input_ids"]) - shared
+        for name in ("input_ids", "attention_mask", "option_mask"):
+            packed[name] += row[name][shared:]
+        packed["position_ids"] += range(shared, shared + rest)
+        packed["option"] += [number] * rest
+    return packed
+
+
 def _label_tokens(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Feature]:
     """Encode question and lettered choices; the last token is where the letter is predicted."""
     features = []
@@ -151,6 +179,7 @@ def _fitted(ids: list[int], first: int, max_length: int) -> Feature:
 FORMS: dict[Form, Callable[[Examples, PreTrainedTokenizerBase, int], list[Feature]]] = {
     "sequence": _sequences,
     "options": _options,
+    "packed": _packed,
     "label_tokens": _label_tokens,
     "next_token": _next_tokens,
 }

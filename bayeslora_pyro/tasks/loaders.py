@@ -22,7 +22,7 @@ Tensors: TypeAlias = dict[str, Tensor]
 FORMS_OF_KIND: dict[Kind, tuple[Form, ...]] = {
     "classification": ("sequence",),
     "regression": ("sequence",),
-    "choice": ("options", "label_tokens"),
+    "choice": ("options", "packed", "label_tokens"),
     "text": ("next_token",),
 }
 """The forms that fit each kind of examples, the default first."""
@@ -84,9 +84,12 @@ def make_loader(
 
     Multiple choice comes as ``"options"``, where ``input_ids`` and ``attention_mask`` ``(N, T)`` hold all
     options of all items one after another, ``option_mask`` ``(N, T)`` is 1 on an option's own tokens,
-    ``item`` ``(N,)`` is the item in the batch and ``labels`` ``(B,)`` the right option of each item; or as
-    ``"label_tokens"``, with the choices lettered in the prompt, where the last token of each row is the
-    answer slot and ``labels`` ``(B,)`` the place of the right letter among :func:`label_token_ids`.
+    ``item`` ``(N,)`` is the item in the batch and ``labels`` ``(B,)`` the right option of each item; as
+    ``"packed"``, the same scores from a row for each item, ``(B, T)``, where the question stands once and the
+    options behind it, ``option`` says which option each token belongs to (-1: all) and ``position_ids`` where it
+    would stand in a row of its own; or as ``"label_tokens"``, with the choices lettered in the prompt, where the
+    last token of each row is the answer slot and ``labels`` ``(B,)`` the place of the right letter among
+    :func:`label_token_ids`.
 
     Args:
         examples: The examples.
@@ -161,6 +164,7 @@ def _collate(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) ->
         "input_ids": tokenizer.pad_token_id,
         "token_type_ids": tokenizer.pad_token_type_id,
         "labels": -100,
+        "option": -1,
     }
     batch = {}
     for name, first in features[0].items():
