@@ -4,7 +4,12 @@ import dataclasses
 import json
 import math
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -151,3 +156,36 @@ def test_ray_does_the_same_with_two_workers():
 def test_a_wrong_engine_is_named(tmp_path):
     with pytest.raises(ValueError, match="there is no engine 'slurm': use one of processes, ray"):
         run_jobs([], tmp_path, engine="slurm")
+
+
+def is_running(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def ends_within(process: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while is_running(process) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not is_running(process)
+
+
+def test_a_process_ends_with_the_one_that_was_killed(tmp_path):
+    note, root = tmp_path / "process", Path(__file__).resolve().parents[1]
+    code = f"from tests.bench_cells import *; list(run_processes(hang, [{str(note)!r}], 1))"
+    imports = "from bayeslora_pyro.bench.engines import run_processes"
+    parent = subprocess.Popen([sys.executable, "-c", f"{imports}; {code}"], cwd=root)
+    try:
+        deadline = time.monotonic() + 120
+        while not (note.exists() and note.read_text(encoding="utf-8")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        worker = int(note.read_text(encoding="utf-8"))
+        assert not ends_within(worker, 1)
+        parent.kill()
+        parent.wait()
+        assert ends_within(worker, 30)
+    finally:
+        parent.kill()
+        parent.wait()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -69,12 +71,21 @@ def run_processes(
 
 def _report(work: Callable[[Any], Any], piece: Any, connection: Connection) -> None:
     """Works, and says what came of it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         message = ("result", work(piece))
     except Exception as error:
         message = ("error", f"{type(error).__name__}: {error}")
     connection.send(message)
     connection.close()
+
+
+def _end_with_parent() -> None:
+    """Ends this process once the one that started it is gone, be it killed: nobody would hear of the work."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _outcome(connection: Connection, process: Any, piece: Given) -> Outcome[Given]:
