@@ -48,8 +48,7 @@ def check_packed(base_model: nn.Module, batch: Batch) -> None:
     if (why := _why_not(base_model)) is not None:
         raise ValueError(f"The batch is packed, and {why}: make the loader with form='options'.")
     window = getattr(getattr(base_model, "config", None), "sliding_window", None)
-    length = int(batch["position_ids"].max()) + 1
-    if isinstance(window, int) and length > window:
+    if isinstance(window, int) and (length := int(batch["position_ids"].max()) + 1) > window:
         raise ValueError(
             f"The batch is packed and has a text of {length} tokens, of which the language model sees the last "
             f"{window} only: make the loader with form='options', or with a max_length of {window}."
