@@ -21,13 +21,13 @@ pytestmark = pytest.mark.usefixtures("local_parameters")
 WIDTH = 400
 
 
-def make_model(attention: str = "eager", normalised: bool = False, num_tokens: int = WIDTH) -> BayesianLora:
+def make_model(attention: str = "eager", normalised: bool = False, **lora: Any) -> BayesianLora:
     """A tiny decoder with random factors, whose embeddings and vocabulary have a row for each token."""
-    peft_model = tiny_llama(dtype=torch.float64, attention=attention, random_b=True)
+    peft_model = tiny_llama(dtype=torch.float64, attention=attention, random_b=True, **lora)
     base_model: Any = peft_model.get_base_model()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        base_model.resize_token_embeddings(num_tokens, mean_resizing=False)
+        base_model.resize_token_embeddings(WIDTH, mean_resizing=False)
         base_model.config.max_position_embeddings = 512
     return BayesianLora(peft_model, "inducing", Choice(length_normalised=normalised), num_data=3).double()
 
@@ -132,8 +132,9 @@ def test_gradients_are_those_of_a_row_for_each_option() -> None:
 
 
 @pytest.mark.parametrize("memory_budget", [None, 1])
-def test_draws_of_a_posterior_predict_the_same(memory_budget: int | None) -> None:
-    model = make_model()
+@pytest.mark.parametrize("lora", [{}, {"layers_to_transform": [1]}], ids=["all layers", "shared prefix"])
+def test_draws_of_a_posterior_predict_the_same(memory_budget: int | None, lora: dict[str, Any]) -> None:
+    model = make_model(**lora)
     posterior = Posterior(model, MeanFieldGuide(model, scale=0.3, noise_scale=0.3).double())
     rows, packed = (
         posterior.predict([batch], 4, seed=1, memory_budget=memory_budget).log_probs for batch in both_forms()
