@@ -51,6 +51,20 @@ VARIANTS: dict[str, Variant] = {
         "guide": {"noise_scale": 0.1},
         "fit": {"learning_rate": 1e-2, "schedule": "cosine"},
     },
+    "points-b": {"roles": {"B": "point"}},
+    "conditional": {"prior": {"scale": 0.05}, "guide": {"noise_scale": 0.95}, "start": {"factor": 6.0}},
+    "conditional-kl-0.2": {
+        "prior": {"scale": 0.05},
+        "guide": {"noise_scale": 0.95},
+        "start": {"factor": 6.0},
+        "fit": {"kl_weight": 0.2},
+    },
+    "conditional-elbo": {
+        "prior": {"scale": 0.05},
+        "guide": {"noise_scale": 0.95},
+        "start": {"factor": 6.0},
+        "fit": {"kl_weight": 1.0},
+    },
     "located": {"located": {}},
     "located-noise-0.02": {"located": {}, "guide": {"noise_scale": 0.02}},
     "located-noise-0.1": {"located": {}, "guide": {"noise_scale": 0.1}},
@@ -81,9 +95,9 @@ def fit_variant(variant: Variant, seed: int, num_steps: int) -> dict[str, dict[s
         result, num_draws = recipe.fit(train, num_steps=num_steps, progress=False), recipe.num_draws
         posteriors = {"": result.posterior}
     else:
-        model = BayesianLora(
-            peft_model, InducingPrior(**variant.get("prior", {})), "classification", 400, seed=seed
-        )
+        inducing = InducingPrior(**variant.get("prior", {}))
+        prior = {"A": inducing} | variant["roles"] if "roles" in variant else inducing
+        model = BayesianLora(peft_model, prior, "classification", 400, seed=seed)
         guide = make_guide(variant, model, train, seed)
         config = FitConfig(seed=seed, num_steps=num_steps).replace(**variant.get("fit", {}))
         result, num_draws = fit(model, guide, train, config, progress=False), 8
@@ -108,6 +122,8 @@ def make_guide(variant: Variant, model: BayesianLora, train: Iterable[Any], seed
     with torch.no_grad():
         for name in read:
             guide.get_parameter(f"{name}.loc")[:, :, 0] = 0  # what all tokens share starts unread
+        for stack in guide.stacks if "start" in variant else ():
+            guide.get_parameter(f"{stack.name}.loc").mul_(variant["start"]["factor"])
     if "from_lora" in variant:
         guide.from_lora()
     return guide
