@@ -7,8 +7,8 @@ what they promise. Two splits: by composition at random, and with all oxides and
     python examples/band_gap.py --seeds 3 --output runs/band_gap
 
 Each method and seed is a job with a thread of its own; a job that is done, under the same settings, is not done again.
-A composition is read to the model by the names of its elements. The noise of a measurement is one number, learned;
-with `--noise predicted`, a second output of the head. The total standard deviation of the mixture of draws is what is
+A composition is read to the model by the names of its elements. The noise of a measurement is a second output of the
+head; with `--noise learned`, one number for all. The total standard deviation of the mixture of draws is what is
 correlated, unless a column says otherwise: with a single noise it ranks as the spread of the draws does.
 """
 
@@ -305,7 +305,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-draws", type=int, default=128, help="draws of a posterior, at most")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--noise", choices=("learned", "predicted"), default="learned")
+    parser.add_argument("--noise", choices=("learned", "predicted"), default="predicted")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of the base model; the faster one by default"
     )
