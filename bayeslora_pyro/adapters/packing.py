@@ -74,9 +74,8 @@ def seen_tokens(base_model: nn.Module, batch: Batch) -> Tensor:
     before = torch.ones(tokens, tokens, dtype=torch.bool, device=option.device).tril()
     seen = (option[:, None, :] == option[:, :, None]) | (option[:, None, :] == -1)
     seen = seen & before & real[:, None, :]
-    seen |= torch.eye(
-        tokens, dtype=torch.bool, device=option.device
-    )  # padding sees itself, and nothing is NaN
+    itself = torch.eye(tokens, dtype=torch.bool, device=option.device)
+    seen |= itself  # or padding would see nothing, which makes NaN of it
     if _attention(base_model) == "sdpa":
         return seen.unsqueeze(1)
     dtype = next(base_model.parameters()).dtype
