@@ -155,6 +155,15 @@ class TestChoices:
             assert len(tokens) == count
 
 
+@pytest.mark.parametrize(("scoring", "normalised"), [("mean", True), ("options", False)])
+def test_options_are_scored_as_the_protocol_says(llama, data_dir, scoring, normalised) -> None:
+    job = choice_job(llama, "base")
+    assert job.protocol.scoring == "mean"  # of the `cpu` tier
+    protocol = dataclasses.replace(job.protocol, scoring=scoring)
+    ground = fitting.prepare(job.cell, protocol, working.load_sets(job.cell, protocol, data_dir))
+    assert ground.likelihood.config() == {"label_tokens": None, "length_normalised": normalised}
+
+
 def test_a_quantised_base_model_is_asked_for(llama, data_dir, tmp_path, monkeypatch) -> None:
     asked: dict[str, object] = {}
     real = fitting.load_base_model

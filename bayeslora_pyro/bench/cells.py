@@ -76,7 +76,8 @@ class Protocol:
         max_length: The longest text in tokens.
         dtype: Of the base model, a name or :data:`FASTER`; None for the checkpoint's own.
         attention: How `transformers` computes attention; None for its own choice.
-        scoring: How choices are told apart: by the log-likelihood of the `"options"`, or by `"letters"`.
+        scoring: How choices are told apart: by the log-likelihood of the `"options"`, by its `"mean"` over the tokens
+            of each, or by `"letters"`.
         rate_scale: What the step sizes of every method are multiplied with.
         schedule: How step sizes go on; None for the method's own.
         warmup: The share of the steps over which the step sizes grow from zero.
@@ -96,7 +97,7 @@ class Protocol:
     max_length: int = 64
     dtype: str | None = None
     attention: str | None = "eager"
-    scoring: Literal["options", "letters"] = "options"
+    scoring: Literal["options", "mean", "letters"] = "options"
     rate_scale: float = 1.0
     schedule: Literal["constant", "linear", "cosine"] | None = None
     warmup: float = 0.0
@@ -111,8 +112,8 @@ class Protocol:
         for name in ("num_steps", "batch_size", "num_tuning", "num_test", "evaluation_batch_size", "timed"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} should be at least 1, and is {getattr(self, name)}.")
-        if self.scoring not in ("options", "letters"):
-            raise ValueError(f"scoring should be 'options' or 'letters', and is {self.scoring!r}.")
+        if self.scoring not in ("options", "mean", "letters"):
+            raise ValueError(f"scoring should be 'options', 'mean' or 'letters', and is {self.scoring!r}.")
 
     @property
     def most_shifted(self) -> int:

@@ -124,7 +124,8 @@ def prepare(cell: Cell, protocol: Protocol, sets: Sets) -> Ground:
     )
     likelihood: Likelihood | str = "classification"
     if is_choice:
-        likelihood = Choice(label_tokens=_label_tokens(cell, protocol, sets, tokenizer))
+        letters = _label_tokens(cell, protocol, sets, tokenizer)
+        likelihood = Choice(label_tokens=letters, length_normalised=protocol.scoring == "mean")
     recipe = make_recipe(cell, protocol, peft_model, likelihood, len(sets.train))
     recipe.model.to(device)
     recipe.guide.to(device)

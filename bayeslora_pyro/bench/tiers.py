@@ -71,6 +71,7 @@ SMOLLM2 = Protocol(
     batch_size=8,
     evaluation_batch_size=8,
     max_length=128,
+    scoring="mean",
     num_tuning=100,
     num_test=300,
     num_shift=100,
