@@ -1,4 +1,4 @@
-"""A small decoder on multiple choice: SmolLM2-135M, scored by the log-likelihood of each option.
+"""A small decoder on multiple choice: SmolLM2-135M, scored by the mean log-likelihood per token of each option.
 
 Fits LoRA and Bayesian-LoRA on 400 questions of OpenBookQA (or ARC-Easy) and evaluates both on its test set and on
 ARC-Challenge, where a model of this size is at chance and should say so.
@@ -70,7 +70,7 @@ def main() -> None:
     }
 
     console, scores = Console(), {}
-    table = Table("set", "method", *SHOWN, title="SmolLM2-135M, option log-likelihoods")
+    table = Table("set", "method", *SHOWN, title="SmolLM2-135M, option log-likelihoods per token")
     for method in ("lora", "bayesian-lora"):
         base_model, tokenizer = load_base_model(
             "smollm2",
@@ -81,7 +81,7 @@ def main() -> None:
         peft_model = add_lora(
             base_model, task_type="CAUSAL_LM", target_modules=default_target_modules("smollm2")
         )
-        recipe = METHODS[method](peft_model, Choice(), len(own.train), seed=arguments.seed)
+        recipe = METHODS[method](peft_model, Choice(length_normalised=True), len(own.train), seed=arguments.seed)
         loader = make_loader(own.train, tokenizer, batch_size=8, shuffle=True, seed=arguments.seed, **FORM)
         posterior = recipe.fit(loader, num_steps=arguments.num_steps).posterior
         posterior.save(arguments.output / method)

@@ -164,24 +164,24 @@ def test_multiple_choice_with_a_decoder(llama: Path, tmp_path: Path, capsys) -> 
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("scoring", ["sum", "mean", "letters"])
-def test_choices_are_scored_as_asked(scoring: str, llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scoring", ["sum", "mean", "letters", None])
+def test_choices_are_scored_as_asked(scoring: str | None, llama: Path, tmp_path: Path) -> None:
     rows = [{**row, "choices": [f"{row['choices'][0]} film", *row["choices"][1:]]} for row in questions(40)]
     data, folder = write(tmp_path / "quiz.jsonl", rows), tmp_path / "run"
-    fit = ["fit", "--model", llama, "--data", data, *FAST, "--choice-scoring", scoring, "--output", folder]
-    assert bayeslora(*fit) == 0
+    fit = ["fit", "--model", llama, "--data", data, *FAST, "--output", folder]
+    assert bayeslora(*fit, *([] if scoring is None else ["--choice-scoring", scoring])) == 0
     assert bayeslora("evaluate", folder, "--num-draws", 2, "--json", tmp_path / "m.json") == 0
 
     base_model, tokenizer = load_base_model(str(llama), task_type="choice")
     posterior = Posterior.load(folder, base_model)
     letters = tuple(tokenizer.convert_tokens_to_ids(list("ABC"))) if scoring == "letters" else None
-    wanted = {"label_tokens": letters, "length_normalised": scoring == "mean"}
+    wanted = {"label_tokens": letters, "length_normalised": scoring in ("mean", None)}
     assert posterior.model.likelihood.config() == wanted
     test = split(load_file(data), train=0, tuning=4, test=8, seed=0).test
     form = "label_tokens" if scoring == "letters" else "options"
     loader = make_loader(test, tokenizer, batch_size=8, shuffle=False, max_length=48, form=form)
     figures = {}
-    for likelihood in (Choice(**wanted), Choice(letters, length_normalised=scoring != "mean")):
+    for likelihood in (Choice(**wanted), Choice(letters, length_normalised=not wanted["length_normalised"])):
         posterior.model.likelihood = likelihood
         prediction = posterior.predict(loader, num_draws=2)
         figures[likelihood] = metrics.nll(prediction.log_probs, prediction.labels)

@@ -38,7 +38,7 @@ def choice_likelihood(options: Mapping[str, Any], tokenizer: Any, num_choices: i
         num_choices: The largest number of choices.
     """
     scoring = options["choice_scoring"]
-    if scoring != "letters":
-        return Choice(length_normalised=scoring == "mean")
+    if scoring != "letters":  # by default the mean: in a sum the length of a choice outweighs what it says
+        return Choice(length_normalised=scoring != "sum")
     with blame("--choice-scoring letters"):
         return Choice(label_tokens=label_token_ids(tokenizer, num_choices))

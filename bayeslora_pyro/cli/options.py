@@ -151,7 +151,7 @@ _METHOD = _group(
     (
         "choice_scoring",
         one_of("sum", "mean", "letters"),
-        "choices by the log-likelihood of their tokens, sum or mean, or by letters in the prompt (default: sum)",
+        "choices by the log-likelihood of their tokens, sum or mean, or by letters in the prompt (default: mean)",
     ),
     ("prior.rows", whole(1), "the number of inducing rows"),
     ("prior.cols", whole(1), "the number of inducing columns"),
