@@ -81,7 +81,9 @@ def main() -> None:
         peft_model = add_lora(
             base_model, task_type="CAUSAL_LM", target_modules=default_target_modules("smollm2")
         )
-        recipe = METHODS[method](peft_model, Choice(length_normalised=True), len(own.train), seed=arguments.seed)
+        recipe = METHODS[method](
+            peft_model, Choice(length_normalised=True), len(own.train), seed=arguments.seed
+        )
         loader = make_loader(own.train, tokenizer, batch_size=8, shuffle=True, seed=arguments.seed, **FORM)
         posterior = recipe.fit(loader, num_steps=arguments.num_steps).posterior
         posterior.save(arguments.output / method)
