@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bayeslora_pyro.cli import main
-from bayeslora_pyro.cli.options import COMMANDS, Option
+from bayeslora_pyro.cli.commands import COMMANDS
+from bayeslora_pyro.cli.options import Option
 
 from .cli_files import FAST, bayeslora, reviews, snapshot, write
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 import bayeslora_pyro
 from bayeslora_pyro import FitConfig, FlowGuide, InducingPrior, metrics
-from bayeslora_pyro.cli.options import COMMANDS
+from bayeslora_pyro.cli.commands import COMMANDS
 from bayeslora_pyro.models import RelativeNoisePrior
 from bayeslora_pyro.parameters import count_parameters
 from bayeslora_pyro.tasks import load_base_model, load_file, make_loader, split

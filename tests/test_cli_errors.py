@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bayeslora_pyro.cli.options import COMMANDS
+from bayeslora_pyro.cli.commands import COMMANDS
 from bayeslora_pyro.cli.parsing import parse
 
 from .cli_files import FAST, bayeslora, bert, fitted, llama, questions, reviews, snapshot, write

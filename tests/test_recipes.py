@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bayeslora_pyro import METHODS, Ensemble, FitResult, to_arviz
-from bayeslora_pyro.cli.options import COMMANDS
+from bayeslora_pyro.cli.commands import COMMANDS
 from bayeslora_pyro.methods import Recipe
 
 from .tiny import tiny_batch, tiny_bert

@@ -1,4 +1,4 @@
-"""The options of the commands: one table serves flags and configuration files."""
+"""The options that commands share or have many of: one table serves flags and configuration files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from bayeslora_pyro.cli.values import (
     number,
     number_or,
     once,
-    one_number_of,
     one_of,
     sizes,
     switch,
@@ -21,9 +20,22 @@ from bayeslora_pyro.cli.values import (
     whole,
     wholes,
 )
-from bayeslora_pyro.config import PREDICTIVES, WRITERS, FitConfig
+from bayeslora_pyro.config import FitConfig
 
-__all__ = ["COMMANDS", "FIT_FIELDS", "Command", "Option"]
+__all__ = [
+    "CELLS",
+    "DATA",
+    "DEVICE",
+    "DRAW_SEED",
+    "FITTING",
+    "FIT_FIELDS",
+    "FIT_RUN",
+    "METHOD",
+    "MODEL",
+    "PROTOCOL",
+    "SHIFTS",
+    "Option",
+]
 
 
 @dataclass(frozen=True)
@@ -48,25 +60,6 @@ class Option:
     def flag(self) -> str:
         """The flag, such as `--num-steps`."""
         return "--" + self.name.replace("_", "-")
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command.
-
-    Args:
-        about: What it does, in a sentence.
-        options: Its options.
-        takes_run: Whether its first argument is a folder.
-        example: How it may be called.
-        folder: What lies in that folder.
-    """
-
-    about: str
-    options: tuple[Option, ...]
-    takes_run: bool
-    example: str
-    folder: str = "a fit"
 
 
 def _fit_fields() -> tuple[Option, ...]:
@@ -99,7 +92,9 @@ def _group(name: str, *options: tuple[Any, ...]) -> tuple[Option, ...]:
 FIT_FIELDS = tuple(field.name for field in fields(FitConfig))
 """The options that go into `FitConfig`, `seed` among them."""
 
-_DATA = _group(
+FITTING = _fit_fields()
+
+DATA = _group(
     "data",
     ("task", text(), "a packaged data set, such as sentiment, questions, spam, social_iqa or arc_easy"),
     ("data", text("FILE"), "your own file instead: .jsonl or .csv, perhaps with .gz"),
@@ -112,7 +107,7 @@ _DATA = _group(
     ("test", whole(0), "how many to keep for testing (default: a fifth, at most 1000)"),
 )
 
-_MODEL = _group(
+MODEL = _group(
     "base model and LoRA",
     ("model", text(), "minilm, smollm2, a name on the hub, or a folder"),
     ("dtype", one_of("float32", "bfloat16", "float16"), "the precision of the base model"),
@@ -132,7 +127,7 @@ _MODEL = _group(
     ("batch_size", whole(1), "how many items a batch holds", 16),
 )
 
-_METHOD = _group(
+METHOD = _group(
     "method",
     (
         "method",
@@ -198,7 +193,7 @@ _METHOD = _group(
     ("tfb.metric", one_of("nll", "accuracy"), "what performance is"),
 )
 
-_FIT_RUN = _group(
+FIT_RUN = _group(
     "run",
     ("seed", whole(0), "the seed of everything random", 0),
     ("output", text("DIR"), "the folder of the run (default: runs/<data>-<method>)"),
@@ -206,16 +201,16 @@ _FIT_RUN = _group(
     ("overwrite", once, "replace the run that is in the folder", False),
 )
 
-_SHIFTS = _group(
+SHIFTS = _group(
     "data",
     ("shift", texts(), "tasks or files to look at beside the test set"),
     ("shift_items", whole(1), "how many items of each at most (default: as many as were tested)"),
 )
 
-_DRAW_SEED = Option("seed", whole(0), "the seed of the draws", 0)
-_DEVICE = Option("device", text("DEVICE"), "where to run (default: cuda if there is one, else cpu)")
+DRAW_SEED = Option("seed", whole(0), "the seed of the draws", 0)
+DEVICE = Option("device", text("DEVICE"), "where to run (default: cuda if there is one, else cpu)")
 
-_CELLS = _group(
+CELLS = _group(
     "cells: what is given takes the place of the tier's own",
     ("tasks", texts(), "the tasks"),
     ("models", texts(), "the base models: names or folders, quantised with @8bit or @4bit behind"),
@@ -224,7 +219,7 @@ _CELLS = _group(
     ("seeds", wholes(0), "the seeds"),
 )
 
-_PROTOCOL = _group(
+PROTOCOL = _group(
     "protocol: what is given takes the place of the tier's own",
     ("num_steps", whole(1), "the number of optimizer steps"),
     ("num_tuning", whole(1), "the number of tuning items, the only ones that a temperature sees"),
@@ -237,111 +232,3 @@ _PROTOCOL = _group(
     ),
     ("blob_compat", switch, "repeat quirks of the published evaluation, which move numbers"),
 )
-
-COMMANDS: dict[str, Command] = {
-    "fit": Command(
-        "fit a posterior over the LoRA factors of a base model",
-        (*_MODEL, *_DATA, *_METHOD, *_fit_fields(), *_FIT_RUN),
-        False,
-        "bayeslora fit --model minilm --task sentiment --train 400",
-    ),
-    "evaluate": Command(
-        "score a fit on its test set, and under shift",
-        (
-            Option("data", text("FILE"), "a file to score instead of the test set", group="data"),
-            *_SHIFTS,
-            Option("num_draws", whole(1), "the number of draws (default: the method's own)"),
-            Option("predictive", one_of(*PREDICTIVES), "what is drawn (default: the method's own)"),
-            _DRAW_SEED,
-            _DEVICE,
-            Option("temperature", once, "also fit one temperature on the tuning set", False),
-            Option("json", text("FILE"), "a file for the figures"),
-        ),
-        True,
-        "bayeslora evaluate runs/sentiment-bayesian-lora --shift amazon tweets --json metrics.json",
-    ),
-    "report": Command(
-        "write a page about a fit, with its ArviZ file",
-        (
-            *_SHIFTS,
-            Option("num_draws", whole(1), "the number of draws", 32),
-            _DRAW_SEED,
-            _DEVICE,
-            Option("khat", switch, "score the training set too (default: if it has at most 2000 items)"),
-            Option("output", text("FILE"), "the page (default: report.html in the folder of the run)"),
-        ),
-        True,
-        "bayeslora report runs/sentiment-bayesian-lora --shift tweets",
-    ),
-    "draws": Command(
-        "write draws from a fit as ordinary PEFT folders",
-        (
-            Option(
-                "num", whole(1), "the number of draws (default: 16, of an ensemble as many of each member)"
-            ),
-            _DRAW_SEED,
-            _DEVICE,
-            Option("output", text("DIR"), "the folder to write (default: draws in the folder of the run)"),
-        ),
-        True,
-        "bayeslora draws runs/sentiment-bayesian-lora --num 8 --output draws",
-    ),
-    "generate": Command(
-        "write what comes after prompts, and how uncertain the fit is of it",
-        (
-            Option("prompt", text("TEXT"), "what to begin with"),
-            Option("prompts", text("FILE"), "a .jsonl or .csv file instead, with a column prompt (or text)"),
-            Option(
-                "by",
-                one_of(*WRITERS),
-                "who writes: all draws together, each draw on its own, or the mean adapter",
-                "mixture",
-            ),
-            Option("num_draws", whole(1), "the number of draws, decoded in one batch", 8),
-            Option("max_new_tokens", whole(1), "the largest number of new tokens", 64),
-            Option("temperature", number(0), "what sampling divides the logits by; 0 for greedy", 0.0),
-            Option("top_p", number(0), "the probability of the tokens that are sampled from", 1.0),
-            Option("batch_size", whole(1), "how many prompts are decoded together", 4),
-            Option("seed", whole(0), "the seed of the draws and of the sampled tokens", 0),
-            _DEVICE,
-            Option("json", text("FILE"), "a file for texts, tokens and uncertainties"),
-        ),
-        True,
-        'bayeslora generate runs/chat-bayesian-lora --prompt "The capital of France is" --json answer.json',
-    ),
-    "bench": Command(
-        "fit and score every method on the same data, and report it",
-        (
-            Option(
-                "tier", one_of("smoke", "cpu", "gpu"), "which cells there are, and by which protocol", "smoke"
-            ),
-            *_CELLS,
-            *_PROTOCOL,
-            Option(
-                "data_dir", text("DIR"), "a folder with files of the commonsense tasks; the hub otherwise"
-            ),
-            Option("workers", whole(1), "how many cells at a time (default: as many as there are cores)"),
-            Option("engine", one_of("processes", "ray"), "what does the cells", "processes"),
-            Option("list", once, "only list the cells that are left to do", False),
-            Option("overwrite", once, "do cells anew that were done in another way", False),
-            Option("output", text("DIR"), "the folder of the benchmark (default: runs/bench-<tier>)"),
-        ),
-        False,
-        "bayeslora bench --tier cpu --tasks sentiment --methods lora blob --seeds 0 1 2",
-    ),
-    "bench report": Command(
-        "write the tables and figures of a benchmark anew, from its cells alone",
-        (
-            Option(
-                "num_draws",
-                one_number_of(1, 4, 10, 16),
-                "the number of draws of the tables: 1, 4, 10 or 16",
-                10,
-            ),
-        ),
-        True,
-        "bayeslora bench report runs/bench-cpu --num-draws 16",
-        "a benchmark",
-    ),
-}
-"""The commands by name."""

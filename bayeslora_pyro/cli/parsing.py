@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bayeslora_pyro import __version__
+from bayeslora_pyro.cli.commands import COMMANDS, Command
 from bayeslora_pyro.cli.errors import CommandError, one_line
-from bayeslora_pyro.cli.options import COMMANDS, Command, Option
+from bayeslora_pyro.cli.options import Option
 
 __all__ = ["Call", "parse", "with_values"]
 
