@@ -6,22 +6,28 @@ from typing import Any
 
 import pyro.distributions as dist
 import pyro.poutine as poutine
+import torch
 from torch import Tensor
 
 from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.isolation import local_rng
 from bayeslora_pyro.models import BayesianLora
-from bayeslora_pyro.opposite import drawing, is_symmetric
-from bayeslora_pyro.traces import is_named, mean_of
+from bayeslora_pyro.opposite import drawing, is_symmetric, opposite_pair
+from bayeslora_pyro.traces import is_named
 
 __all__ = [
     "guide_trace",
     "guide_weights",
+    "mean_of",
     "mean_weights",
     "prior_trace",
     "prior_weights",
     "without_opposite",
 ]
+
+
+MEAN_PAIRS = 512
+"""Opposite pairs of draws that make a mean where there is no closed form."""
 
 
 def guide_trace(guide: Guide, seed: int, draw: int) -> poutine.Trace:
@@ -71,3 +77,13 @@ def mean_weights(model: BayesianLora, guide: Guide) -> dict[str, Tensor]:
             conditional = prior.conditional(stack, latent, **guide.hyper_means(stack))
             weights[stack.name] = prior.lift(stack, latent) if conditional is None else conditional.mean
     return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+def mean_of(distribution: dist.TorchDistribution) -> Tensor:
+    """The mean, by averaging opposite pairs of draws where there is no closed form."""
+    try:
+        mean: Tensor = distribution.mean
+    except NotImplementedError:
+        with torch.no_grad():
+            mean = torch.cat(opposite_pair(distribution, (MEAN_PAIRS,))).mean(0)
+    return mean

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -22,7 +22,7 @@ from bayeslora_pyro.kronecker_normal import KroneckerNormal
 from bayeslora_pyro.matrix_normal import MatrixNormal
 from bayeslora_pyro.vec_normal import VecNormal
 
-__all__ = ["Opposite", "drawing", "is_symmetric"]
+__all__ = ["Opposite", "drawing", "is_symmetric", "opposite_pair"]
 
 SYMMETRIC = (
     Normal,
@@ -72,7 +72,7 @@ class Opposite(Messenger):
         if msg["done"] or msg["is_observed"] or type(msg["fn"]).__name__ == "_Subsample":
             return
         if is_symmetric(msg["fn"]):
-            value = _opposite(msg["fn"])
+            _, value = opposite_pair(msg["fn"])
         else:
             msg["fn"]()  # so that later sites meet the noise that they met before
             with local_rng(*self._key, msg["name"]):
@@ -87,14 +87,21 @@ def is_symmetric(distribution: Any) -> bool:
     return isinstance(distribution, SYMMETRIC)
 
 
-def _opposite(distribution: Any) -> Tensor:
-    """Draws as the distribution does, and reflects what was drawn before any transform."""
+def opposite_pair(distribution: Any, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+    """Draws, and the opposites of what was drawn, reflected before any transform; without opposites, further draws.
+
+    Args:
+        distribution: The distribution.
+        sample_shape: How many of each.
+    """
+    if not is_symmetric(distribution):
+        return distribution.rsample(sample_shape), distribution.rsample(sample_shape)
     if isinstance(distribution, Independent):
-        return _opposite(distribution.base_dist)
+        return opposite_pair(distribution.base_dist, sample_shape)
     if isinstance(distribution, TransformedDistribution):
-        value: Any = _opposite(distribution.base_dist)
+        values = opposite_pair(distribution.base_dist, sample_shape)
         for transform in distribution.transforms:
-            value = transform(value)
-        return cast(Tensor, value)
-    reflected: Tensor = 2 * distribution.mean - distribution.rsample()
-    return reflected
+            values = transform(values[0]), transform(values[1])
+        return values
+    value = distribution.rsample(sample_shape)
+    return value, 2 * distribution.mean - value

@@ -276,9 +276,9 @@ class Posterior:
     def mean_adapter(self) -> dict[str, Tensor]:
         r"""The posterior mean of each factor, :math:`\mathbb{E}_q W`. Shapes `(L, d_o, d_i)`, by stack name.
 
-        Exact where the base family has a mean and there is no flow; through a flow, the average of 4,096 draws of the
-        latent site. Hyper-sites are independent of it under the guide, and A of B: `scaling · E[B] E[A]` is the mean
-        of the update.
+        Exact where the base family has a mean and there is no flow; through a flow, the average of 512 opposite pairs
+        of draws of the latent site. Hyper-sites are independent of it under the guide, and A of B:
+        `scaling · E[B] E[A]` is the mean of the update.
         """
         with self._evaluating():
             return draws.mean_weights(self.model, self.guide)

@@ -1,20 +1,17 @@
-"""What is read off traces and draws: values of sites, names of their dimensions, means."""
+"""What is read off traces and draws: values of sites, and names of their dimensions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
 from bayeslora_pyro.types import Weights
 
-__all__ = ["is_named", "mean_of", "site_dims", "stack_values", "stack_weights"]
-
-MEAN_DRAWS = 4096
+__all__ = ["is_named", "site_dims", "stack_values", "stack_weights"]
 
 
 def is_named(site: Mapping[str, Any]) -> bool:
@@ -47,12 +44,3 @@ def stack_weights(draws: Iterable[Weights], num_draws: int) -> dict[str, Tensor]
                 stacked[name] = value.new_empty(num_draws, *value.shape)
             stacked[name][index] = value
     return stacked
-
-
-def mean_of(distribution: dist.TorchDistribution) -> Tensor:
-    """The mean, by averaging draws where there is no closed form."""
-    try:
-        mean: Tensor = distribution.mean
-    except NotImplementedError:
-        mean = distribution.sample((MEAN_DRAWS,)).mean(0)
-    return mean

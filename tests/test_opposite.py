@@ -7,9 +7,11 @@ import torch
 from pyro.distributions.transforms import ExpTransform
 from torch.distributions import Normal
 
-from bayeslora_pyro import Posterior, opposite
+from bayeslora_pyro import Posterior, draws, opposite
 from bayeslora_pyro.distributions import InducedNormal
+from bayeslora_pyro.draws import mean_of
 from bayeslora_pyro.guides import GUIDES, FlowGuide
+from bayeslora_pyro.isolation import local_rng
 from bayeslora_pyro.models import BayesianLora
 from bayeslora_pyro.normal_mixture import NormalMixture
 from bayeslora_pyro.opposite import drawing
@@ -54,15 +56,19 @@ def test_the_opposite_lies_on_the_other_side_of_the_mean(prior, guide):
 
 
 def test_planted_fault_reflection_about_zero(monkeypatch):
-    monkeypatch.setattr(opposite, "_opposite", lambda q: -q.rsample())
+    monkeypatch.setattr(opposite, "opposite_pair", lambda q: (None, -q.rsample()))
     with pytest.raises(AssertionError):
         check_opposite("gaussian", "full_rank")
 
 
 @pytest.mark.parametrize("kept", [InducedNormal, Normal])
 def test_planted_fault_only_one_of_two_sites_reflected(kept, monkeypatch):
-    right = opposite._opposite
-    monkeypatch.setattr(opposite, "_opposite", lambda q: q.rsample() if isinstance(q, kept) else right(q))
+    right = opposite.opposite_pair
+
+    def faulty(q, sample_shape=()):
+        return (None, q.rsample(sample_shape)) if isinstance(q, kept) else right(q, sample_shape)
+
+    monkeypatch.setattr(opposite, "opposite_pair", faulty)
     with pytest.raises(AssertionError):
         check_opposite("inducing", "mean_field")
 
@@ -76,6 +82,31 @@ def test_what_a_transform_is_given_is_reflected(transform):
         with drawing(3, draw):
             draws.append(pyro.sample("x", q))
     close(transform.inv(draws[0]) + transform.inv(draws[1]), 2 * base.mean)
+
+
+def check_mean_through(transform, expected, tolerance):
+    """The mean of what comes out of a transform has nothing of what is odd in the noise."""
+    base = dist.Normal(rand(2, 3), 0.3 * rand(2, 3, seed=1).exp()).to_event(2)
+    with local_rng("mean"):
+        mean = mean_of(dist.TransformedDistribution(base, [transform]))
+    torch.testing.assert_close(mean, expected(base), rtol=tolerance, atol=tolerance)
+
+
+THROUGH = [
+    (dist.transforms.AffineTransform(1.0, 3.0), lambda base: 1 + 3 * base.mean, 1e-12),
+    (ExpTransform(), lambda base: (base.mean + base.variance / 2).exp(), 0.06),
+]
+
+
+@pytest.mark.parametrize(("transform", "expected", "tolerance"), THROUGH)
+def test_a_mean_through_a_transform(transform, expected, tolerance):
+    check_mean_through(transform, expected, tolerance)
+
+
+def test_planted_fault_a_mean_of_independent_draws(monkeypatch):
+    monkeypatch.setattr(draws, "opposite_pair", lambda q, shape: (q.rsample(shape), q.rsample(shape)))
+    with pytest.raises(AssertionError):
+        check_mean_through(*THROUGH[0])
 
 
 def test_of_a_flow_too():
