@@ -1,13 +1,16 @@
 """Training-free Bayesianization: a case worked by hand, and a search that never violates its tolerance."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bayeslora_pyro import METHODS, BayesianLora, DeltaGuide, Posterior
 from bayeslora_pyro.loading import first_batches
+from bayeslora_pyro.methods import tfb
 from bayeslora_pyro.methods.tfb import Bayesianize, largest_within, rotate
+from bayeslora_pyro.models import Regression
 from bayeslora_pyro.types import FactorStack
 
 from .tiny import tiny_batch, tiny_bert
@@ -111,6 +114,51 @@ def test_what_it_finds_costs_no_more_than_the_tolerance(tolerance: float) -> Non
     scales = noisy.guide.get_posterior(first).stddev
     d = torch.linalg.svdvals(fitted.mean_adapter()["B_16x2"])
     torch.testing.assert_close(scales, (sigma / d)[..., None].expand_as(scales))
+
+
+@pytest.mark.parametrize("metric", ["nll", "accuracy"])
+def test_a_search_that_leaves_what_is_lost_finds_the_same(metric: str, monkeypatch) -> None:
+    fitted, looked_at = trained(), []
+    batches = 4 * answered(fitted)
+    name = {"nll": "log_likelihood", "accuracy": "predict"}[metric]
+    right = getattr(Posterior, name)
+
+    def counted(*arguments, **options):
+        looked_at.append(arguments[1])
+        return right(*arguments, **options)
+
+    monkeypatch.setattr(Posterior, name, counted)
+    found = []
+    for unhurried in (False, True):
+        if unhurried:  # as where a cost may be negative
+            monkeypatch.setattr(tfb, "Regression", object)
+        noisy = Bayesianize(0.01, metric, num_draws=4, num_steps=4)(fitted, batches)
+        found.append((noisy.metadata["tfb"]["sigma"], len(looked_at)))
+        looked_at.clear()
+    assert found[0][0] == found[1][0]
+    assert found[0][1] < found[1][1]
+
+
+class Costing:
+    """A posterior whose items cost what they are told to."""
+
+    def __init__(self, likelihood) -> None:
+        self.model = SimpleNamespace(likelihood=likelihood)
+
+    def log_likelihood(self, batches, num_draws, seed):
+        return -batches[0]["input_ids"].expand(num_draws, -1)
+
+
+def check_a_later_item_may_make_up_for_it() -> None:
+    batches = [{"input_ids": torch.tensor([cost]).double()} for cost in (10.0, -10.0)]
+    assert Bayesianize()._cost(Costing(Regression()), batches, 2, limit=1.0) == pytest.approx(0.0)
+
+
+def test_where_a_density_may_exceed_one_a_later_item_may_make_up_for_it(monkeypatch) -> None:
+    check_a_later_item_may_make_up_for_it()
+    monkeypatch.setattr(tfb, "Regression", type(None))  # the planted fault: leaving all the same
+    with pytest.raises(AssertionError):
+        check_a_later_item_may_make_up_for_it()
 
 
 def test_the_mean_is_the_trained_lora_and_accuracy_may_decide() -> None:

@@ -33,7 +33,7 @@ from bayeslora_pyro.loading import first_batches
 from bayeslora_pyro.methods import lora
 from bayeslora_pyro.methods.recipe import Recipe
 from bayeslora_pyro.metrics import accuracy, mean_log_probs
-from bayeslora_pyro.models import GaussianPrior, Likelihood, PointPrior
+from bayeslora_pyro.models import GaussianPrior, Likelihood, PointPrior, Regression
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.prediction import Prediction
 from bayeslora_pyro.types import Batch, FactorStack
@@ -128,22 +128,37 @@ class Bayesianize:
 
         def holds(sigma: float) -> bool:
             _set_noise(noisy, unit_scales, sigma)
-            return self._cost(noisy, anchors, self.num_draws) <= limit
+            return self._cost(noisy, anchors, self.num_draws, limit) <= limit
 
         sigma = largest_within(holds, *self.bounds, num_steps=self.num_steps)
         _set_noise(noisy, unit_scales, sigma)
         noisy.metadata["tfb"] = {"sigma": sigma, "metric": self.metric, "tolerance": tolerance}
         return noisy
 
-    def _cost(self, posterior: Posterior, anchors: Sequence[Batch], num_draws: int) -> float:
-        """What should not grow: the NLL of an item in nats, or the share of wrong answers."""
+    def _cost(
+        self, posterior: Posterior, anchors: Sequence[Batch], num_draws: int, limit: float = math.inf
+    ) -> float:
+        """What should not grow: the NLL of an item in nats, or the share of wrong answers.
+
+        Where no item costs less than nothing, it is left at the first batch that takes the sum above the limit.
+        """
+        likelihood = posterior.model.likelihood
+        count, total = sum(likelihood.num_items(batch) for batch in anchors), 0.0
+        for batch in anchors:
+            total += self._cost_of_batch(posterior, batch, num_draws)
+            if total > limit * count and not isinstance(likelihood, Regression):  # a density may exceed 1
+                break
+        return total / count
+
+    def _cost_of_batch(self, posterior: Posterior, batch: Batch, num_draws: int) -> float:
         if self.metric == "nll":
-            scores = posterior.log_likelihood(anchors, num_draws, self.seed).double()
-            return -(scores.logsumexp(0) - math.log(num_draws)).mean().item()
-        prediction = posterior.predict(anchors, num_draws, self.seed)
+            scores = posterior.log_likelihood([batch], num_draws, self.seed).double()
+            return -(scores.logsumexp(0) - math.log(num_draws)).sum().item()
+        prediction = posterior.predict([batch], num_draws, self.seed)
         if not isinstance(prediction, Prediction) or prediction.labels is None:
             raise ValueError("metric='accuracy' needs labelled classes: give 'nll'.")
-        return 1 - float(accuracy(mean_log_probs(prediction.log_probs), prediction.labels))
+        share = float(accuracy(mean_log_probs(prediction.log_probs), prediction.labels))
+        return (1 - share) * len(prediction.labels)
 
 
 def largest_within(holds: Callable[[float], bool], low: float, high: float, *, num_steps: int = 6) -> float:
