@@ -99,9 +99,10 @@ def opposite_pair(distribution: Any, sample_shape: tuple[int, ...] = ()) -> tupl
     if isinstance(distribution, Independent):
         return opposite_pair(distribution.base_dist, sample_shape)
     if isinstance(distribution, TransformedDistribution):
-        values = opposite_pair(distribution.base_dist, sample_shape)
-        for transform in distribution.transforms:
-            values = transform(values[0]), transform(values[1])
-        return values
+        value, opposite = opposite_pair(distribution.base_dist, sample_shape)
+        transforms: Any = distribution.transforms
+        for transform in transforms:
+            value, opposite = transform(value), transform(opposite)
+        return value, opposite
     value = distribution.rsample(sample_shape)
     return value, 2 * distribution.mean - value
