@@ -53,6 +53,7 @@ def do(task: Task) -> dict[str, Any]:
     started = time.perf_counter()
     sets = load_sets(cell, protocol, task.data_dir)
     ground = prepare(cell, protocol, sets)
+    place = setting(ground.recipe.model.adapter.device)  # before the fit, in whose time the code may change
     fitted = fit_cell(ground, task.output / FITS / fit_name(task.job))
     predicting = time.perf_counter()
     raw = predict_sets(ground, fitted)
@@ -74,7 +75,7 @@ def do(task: Task) -> dict[str, Any]:
         "members": ground.recipe.num_members,
         "items": {"train": len(sets.train)} | {name: len(own) for name, own in sets.evaluated.items()},
         "seconds": round(seconds, 2),
-        **setting(ground.recipe.model.adapter.device),
+        **place,
     }
     write_cell(task.output / CELLS / cell.name, record, raw, rows, costs)
     plain = [row for row in rows if row["set"] == TEST and row["variant"] == PLAIN]
