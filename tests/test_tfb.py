@@ -10,7 +10,7 @@ from bayeslora_pyro import METHODS, BayesianLora, DeltaGuide, Posterior
 from bayeslora_pyro.loading import first_batches
 from bayeslora_pyro.methods import tfb
 from bayeslora_pyro.methods.tfb import Bayesianize, largest_within, rotate
-from bayeslora_pyro.models import Regression
+from bayeslora_pyro.models import Likelihood, Regression
 from bayeslora_pyro.types import FactorStack
 
 from .tiny import tiny_batch, tiny_bert
@@ -131,7 +131,7 @@ def test_a_search_that_leaves_what_is_lost_finds_the_same(metric: str, monkeypat
     found = []
     for unhurried in (False, True):
         if unhurried:  # as where a cost may be negative
-            monkeypatch.setattr(tfb, "Regression", object)
+            monkeypatch.setattr(tfb, "OF_PROBABILITIES", ())
         noisy = Bayesianize(0.01, metric, num_draws=4, num_steps=4)(fitted, batches)
         found.append((noisy.metadata["tfb"]["sigma"], len(looked_at)))
         looked_at.clear()
@@ -156,7 +156,7 @@ def check_a_later_item_may_make_up_for_it() -> None:
 
 def test_where_a_density_may_exceed_one_a_later_item_may_make_up_for_it(monkeypatch) -> None:
     check_a_later_item_may_make_up_for_it()
-    monkeypatch.setattr(tfb, "Regression", type(None))  # the planted fault: leaving all the same
+    monkeypatch.setattr(tfb, "OF_PROBABILITIES", Likelihood)  # the planted fault: leaving all the same
     with pytest.raises(AssertionError):
         check_a_later_item_may_make_up_for_it()
 

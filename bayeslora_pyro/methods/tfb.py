@@ -33,7 +33,7 @@ from bayeslora_pyro.loading import first_batches
 from bayeslora_pyro.methods import lora
 from bayeslora_pyro.methods.recipe import Recipe
 from bayeslora_pyro.metrics import accuracy, mean_log_probs
-from bayeslora_pyro.models import GaussianPrior, Likelihood, PointPrior, Regression
+from bayeslora_pyro.models import Choice, Classification, GaussianPrior, Likelihood, NextToken, PointPrior
 from bayeslora_pyro.posterior import Posterior
 from bayeslora_pyro.prediction import Prediction
 from bayeslora_pyro.types import Batch, FactorStack
@@ -44,6 +44,9 @@ SMALLEST = 1e-6
 """The smallest singular value that noise is divided by, relative to the largest of all adapters."""
 
 NO_NOISE = 1e-30
+
+OF_PROBABILITIES = (Classification, Choice, NextToken)
+"""The likelihoods under which no item costs less than nothing, as it may under a density, which can exceed one."""
 
 
 def build(
@@ -146,7 +149,7 @@ class Bayesianize:
         count, total = sum(likelihood.num_items(batch) for batch in anchors), 0.0
         for batch in anchors:
             total += self._cost_of_batch(posterior, batch, num_draws)
-            if total > limit * count and not isinstance(likelihood, Regression):  # a density may exceed 1
+            if total > limit * count and isinstance(likelihood, OF_PROBABILITIES):
                 break
         return total / count
 
