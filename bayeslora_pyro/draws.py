@@ -12,7 +12,7 @@ from torch import Tensor
 from bayeslora_pyro.guides import Guide
 from bayeslora_pyro.isolation import local_rng
 from bayeslora_pyro.models import BayesianLora
-from bayeslora_pyro.opposite import drawing, is_symmetric, opposite_pair
+from bayeslora_pyro.opposite import drawing, is_symmetric, opposite_pairs
 from bayeslora_pyro.traces import is_named
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "prior_weights",
     "without_opposite",
 ]
-
 
 MEAN_PAIRS = 512
 """Opposite pairs of draws that make a mean where there is no closed form."""
@@ -85,5 +84,5 @@ def mean_of(distribution: dist.TorchDistribution) -> Tensor:
         mean: Tensor = distribution.mean
     except NotImplementedError:
         with torch.no_grad():
-            mean = torch.cat(opposite_pair(distribution, (MEAN_PAIRS,))).mean(0)
+            mean = opposite_pairs(distribution, MEAN_PAIRS).mean(0)
     return mean

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
+import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import (
@@ -22,7 +23,7 @@ from bayeslora_pyro.kronecker_normal import KroneckerNormal
 from bayeslora_pyro.matrix_normal import MatrixNormal
 from bayeslora_pyro.vec_normal import VecNormal
 
-__all__ = ["Opposite", "drawing", "is_symmetric", "opposite_pair"]
+__all__ = ["Opposite", "drawing", "is_symmetric", "opposite_pairs"]
 
 SYMMETRIC = (
     Normal,
@@ -72,7 +73,7 @@ class Opposite(Messenger):
         if msg["done"] or msg["is_observed"] or type(msg["fn"]).__name__ == "_Subsample":
             return
         if is_symmetric(msg["fn"]):
-            _, value = opposite_pair(msg["fn"])
+            value = _opposite(msg["fn"])
         else:
             msg["fn"]()  # so that later sites meet the noise that they met before
             with local_rng(*self._key, msg["name"]):
@@ -87,22 +88,35 @@ def is_symmetric(distribution: Any) -> bool:
     return isinstance(distribution, SYMMETRIC)
 
 
-def opposite_pair(distribution: Any, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
-    """Draws, and the opposites of what was drawn, reflected before any transform; without opposites, further draws.
+def _opposite(distribution: Any) -> Tensor:
+    """Draws as the distribution does, and reflects what was drawn before any transform."""
+    if isinstance(distribution, Independent):
+        return _opposite(distribution.base_dist)
+    if isinstance(distribution, TransformedDistribution):
+        value: Any = _opposite(distribution.base_dist)
+        for transform in distribution.transforms:
+            value = transform(value)
+        return cast(Tensor, value)
+    reflected: Tensor = 2 * distribution.mean - distribution.rsample()
+    return reflected
+
+
+def opposite_pairs(distribution: Any, num_pairs: int) -> Tensor:
+    """Draws, and behind them the opposite of each; without opposites, as many further draws. Shape `(2 num_pairs, …)`.
 
     Args:
         distribution: The distribution.
-        sample_shape: How many of each.
+        num_pairs: The number of pairs.
     """
-    if not is_symmetric(distribution):
-        return distribution.rsample(sample_shape), distribution.rsample(sample_shape)
     if isinstance(distribution, Independent):
-        return opposite_pair(distribution.base_dist, sample_shape)
+        return opposite_pairs(distribution.base_dist, num_pairs)
     if isinstance(distribution, TransformedDistribution):
-        value, opposite = opposite_pair(distribution.base_dist, sample_shape)
-        transforms: Any = distribution.transforms
-        for transform in transforms:
-            value, opposite = transform(value), transform(opposite)
-        return value, opposite
-    value = distribution.rsample(sample_shape)
-    return value, 2 * distribution.mean - value
+        values: Any = opposite_pairs(distribution.base_dist, num_pairs)
+        for transform in distribution.transforms:
+            values = transform(values)
+        return cast(Tensor, values)
+    first: Tensor = distribution.rsample((num_pairs,))
+    second = (
+        2 * distribution.mean - first if is_symmetric(distribution) else distribution.rsample((num_pairs,))
+    )
+    return torch.cat([first, second])
